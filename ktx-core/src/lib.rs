@@ -1,0 +1,1 @@
+//! Run language models that do not fit the GPU: YAML placement rules, engine, sessions, tokenizer, chat templates.

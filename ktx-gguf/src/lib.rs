@@ -1,0 +1,1 @@
+//! GGUF files: container, metadata, memory map, block formats with their reference dequantiser.
