@@ -1,1 +1,28 @@
 //! GGUF files: container, metadata, memory map, block formats with their reference dequantiser.
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "GGUF data is little-endian and is used in place; big-endian targets are not supported"
+);
+
+mod cursor;
+mod dequantize;
+mod error;
+mod file;
+mod header;
+mod limits;
+mod metadata;
+mod split;
+mod storage;
+mod tensor;
+mod types;
+mod value;
+
+pub use dequantize::dequantize_row;
+pub use error::{GgufError, Place};
+pub use file::Gguf;
+pub use header::TensorInfo;
+pub use metadata::Metadata;
+pub use tensor::Tensor;
+pub use types::GgmlType;
+pub use value::{Array, Value};

@@ -1,0 +1,36 @@
+//! The largest values that the reader accepts. Files in the wild stay far below; the limits bound the time and
+//! the memory that a hostile file can cost.
+
+/// Bytes from the start of a file to the end of its tensor infos. The largest headers known (vocabularies of
+/// 260,000 tokens with merges) take about 20 MB.
+pub(crate) const HEADER_BYTES: usize = 256 << 20;
+
+/// Metadata entries of one file.
+pub(crate) const METADATA_ENTRIES: u64 = 1 << 16;
+
+/// Tensors of one file. DeepSeek-V3 with every expert on its own has about 46,000.
+pub(crate) const TENSORS: u64 = 1 << 20;
+
+/// Bytes of a metadata key; the format's own limit.
+pub(crate) const KEY_BYTES: u64 = (1 << 16) - 1;
+
+/// Bytes of a tensor's name. The format says 64, some converters write longer ones.
+pub(crate) const TENSOR_NAME_BYTES: u64 = 1024;
+
+/// Bytes of a metadata string.
+pub(crate) const STRING_BYTES: u64 = 64 << 20;
+
+/// Elements of a metadata array.
+pub(crate) const ARRAY_ELEMENTS: u64 = 1 << 26;
+
+/// Depth of nested metadata arrays; an array of numbers has depth 1.
+pub(crate) const ARRAY_DEPTH: u64 = 4;
+
+/// Dimensions of a tensor.
+pub(crate) const DIMENSIONS: u32 = 4;
+
+/// Alignment of tensor data, in bytes.
+pub(crate) const ALIGNMENT: u64 = 1 << 20;
+
+/// Parts of a split model; the naming scheme has five digits.
+pub(crate) const SPLIT_PARTS: u64 = 65_535;
