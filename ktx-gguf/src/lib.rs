@@ -5,6 +5,7 @@ compile_error!(
     "GGUF data is little-endian and is used in place; big-endian targets are not supported"
 );
 
+pub mod blocks;
 mod cursor;
 mod dequantize;
 mod error;
@@ -14,6 +15,7 @@ mod limits;
 mod metadata;
 mod split;
 mod storage;
+pub mod tables;
 mod tensor;
 mod types;
 mod value;
