@@ -67,8 +67,10 @@ macro_rules! per_type {
 
             /// Name of the value's type, `u32` or `array of string` for example.
             pub fn type_name(&self) -> String {
+                if let Value::Array(array) = self {
+                    return format!("array of {}", array.element_type_name());
+                }
                 match self {
-                    Value::Array(array) => format!("array of {}", array.element_type_name()),
                     $(Value::$variant(_) => $name.to_owned(),)*
                 }
             }

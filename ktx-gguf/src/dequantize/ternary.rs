@@ -11,7 +11,7 @@ fn digits(bytes: &[u8], d: f32, out: &mut [f32]) {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     for (out, power) in out.chunks_exact_mut(bytes.len()).zip(POWERS) {
         for (out, &byte) in out.iter_mut().zip(bytes) {
-            let digit = u16::from(byte.wrapping_mul(power)) * 3 >> 8;
+            let digit = (u16::from(byte.wrapping_mul(power)) * 3) >> 8;
             *out = d * (f32::from(digit) - 1.0);
         }
     }
