@@ -47,6 +47,7 @@ impl Default for GgufWriter {
             alignment: DEFAULT_ALIGNMENT,
             entries: Vec::new(),
             tensors: Vec::new(),
+            names: HashSet::new(),
         }
     }
 }
