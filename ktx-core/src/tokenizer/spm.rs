@@ -1,0 +1,171 @@
+//! SentencePiece BPE (`tokenizer.ggml.model` = `llama`): neighbours are merged by the score of what they make.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use super::SPACE_MARK;
+use super::byte_level::ByteTokens;
+use super::merge::Merger;
+use super::vocabulary::Vocabulary;
+
+/// A symbol is the place of its text, so that characters outside the vocabulary can stand in the list too.
+type Span = (usize, usize);
+
+/// A SentencePiece vocabulary that merges by score.
+pub(super) struct ScoredMerging {
+    pieces: HashMap<Box<str>, Piece>,
+    longest_piece: usize,
+    fallback: Fallback,
+    prefixes_space: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Piece {
+    id: u32,
+    priority: Priority,
+}
+
+/// A score, the highest first.
+type Priority = Reverse<i32>;
+
+impl ScoredMerging {
+    pub(super) fn new(
+        vocabulary: &Vocabulary,
+        scores: &[f32],
+        fallback: Fallback,
+        prefixes_space: bool,
+    ) -> Self {
+        let mut pieces: HashMap<Box<str>, Piece> = HashMap::with_capacity(vocabulary.len());
+        for (id, text) in vocabulary.mergeable() {
+            let priority = Reverse(ordered(scores[id as usize]));
+            pieces.entry(text.into()).or_insert(Piece { id, priority });
+        }
+        let longest_piece = pieces.keys().map(|text| text.len()).max().unwrap_or(0);
+        Self {
+            pieces,
+            longest_piece,
+            fallback,
+            prefixes_space,
+        }
+    }
+
+    /// Appends the tokens of text that holds no special token.
+    pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
+        let text = mark_spaces(text, self.prefixes_space);
+        let characters = text
+            .char_indices()
+            .map(|(start, character)| (start, start + character.len_utf8()));
+        let mut merger = Merger::new();
+        let merged = merger.run(characters, |left: Span, right: Span| {
+            let span = (left.0, right.1);
+            Some((self.piece(&text[span.0..span.1])?.priority, span))
+        });
+        let mut unknown = UnknownRun::default();
+        for (start, end) in merged {
+            match self.piece(&text[start..end]) {
+                Some(piece) => {
+                    unknown = UnknownRun::default();
+                    ids.push(piece.id);
+                }
+                None => self
+                    .fallback
+                    .encode(&text.as_bytes()[start..end], &mut unknown, ids),
+            }
+        }
+    }
+
+    fn piece(&self, text: &str) -> Option<Piece> {
+        if text.len() > self.longest_piece {
+            None
+        } else {
+            self.pieces.get(text).copied()
+        }
+    }
+}
+
+/// A number that orders as the score does; scores that are not numbers come first or last, never panic.
+fn ordered(score: f32) -> i32 {
+    // Adding zero turns -0.0 into 0.0: the two are one score.
+    let bits = (score + 0.0).to_bits().cast_signed();
+    bits ^ (((bits >> 31).cast_unsigned()) >> 1).cast_signed()
+}
+
+/// The text with U+2581 for spaces, and one in front if the vocabulary asks for it.
+pub(super) fn mark_spaces(text: &str, prefixes_space: bool) -> String {
+    let mut marked = String::with_capacity(text.len() * 2);
+    if prefixes_space {
+        marked.push(SPACE_MARK);
+    }
+    marked.extend(text.chars().map(|character| {
+        if character == ' ' {
+            SPACE_MARK
+        } else {
+            character
+        }
+    }));
+    marked
+}
+
+/// What becomes of text that no piece covers: its bytes, or the unknown token once for the whole run.
+pub(super) struct Fallback {
+    byte_tokens: ByteTokens,
+    unknown: Option<u32>,
+}
+
+/// Whether the last token was the unknown one, which stands for everything unknown in a row.
+#[derive(Default)]
+pub(super) struct UnknownRun {
+    open: bool,
+}
+
+impl Fallback {
+    pub(super) fn new(vocabulary: &Vocabulary, unknown: Option<u32>) -> Self {
+        Self {
+            byte_tokens: vocabulary.byte_tokens(),
+            unknown,
+        }
+    }
+
+    pub(super) fn encode(&self, bytes: &[u8], run: &mut UnknownRun, ids: &mut Vec<u32>) {
+        let tokens: Option<Vec<u32>> = bytes
+            .iter()
+            .map(|&byte| self.byte_tokens[usize::from(byte)])
+            .collect();
+        match (tokens, self.unknown) {
+            (Some(tokens), _) => {
+                run.open = false;
+                ids.extend(tokens);
+            }
+            (None, Some(unknown)) if !run.open => {
+                run.open = true;
+                ids.push(unknown);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ordered;
+
+    #[test]
+    fn scores_order_as_numbers() {
+        let scores = [
+            f32::NEG_INFINITY,
+            -1e30,
+            -2.5,
+            -1.0,
+            -1e-40,
+            0.0,
+            1e-40,
+            1.0,
+            3.5,
+            f32::INFINITY,
+        ];
+        for pair in scores.windows(2) {
+            assert!(ordered(pair[0]) < ordered(pair[1]), "{pair:?}");
+        }
+        assert_eq!(ordered(-0.0), ordered(0.0));
+    }
+}
