@@ -1,0 +1,165 @@
+//! From (instruction set, block type, form of the activations) to the functions that multiply.
+
+use ktx_gguf::GgmlType;
+
+use super::activations::{self, Activations, QuantizedRow};
+use super::float::{Bf16, Dequantized, F16, F32};
+use super::scratch::Scratch;
+use super::unpack::for_each_code_type;
+use super::{MAX_ROW_TOKENS, PANEL_ROWS, TAIL_TOKENS, WeightRows, with_scratch};
+use crate::cpu::IsaLevel;
+
+/// The form of the activations that a product reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operand {
+    /// 8-bit codes.
+    Codes,
+    /// `f32` values.
+    Floats,
+}
+
+/// Rows of one matrix times tokens of one buffer: what one task computes.
+#[derive(Clone, Copy)]
+pub(crate) struct Span<'a> {
+    pub(crate) w: WeightRows<'a>,
+    pub(crate) row: usize,
+    pub(crate) rows: usize,
+    pub(crate) x: &'a Activations,
+    pub(crate) tokens: &'a [u32],
+}
+
+impl<'a> Span<'a> {
+    /// The blocks of the span's row number `row`.
+    #[inline(always)]
+    pub(crate) fn row_bytes(&self, row: usize) -> &'a [u8] {
+        let row_bytes = self.w.row_bytes();
+        &self.w.bytes[(self.row + row) * row_bytes..][..row_bytes]
+    }
+}
+
+/// Writes `[token, row]` results at a stride.
+type RowsFn = unsafe fn(&Span<'_>, *mut f32, usize);
+type PanelFn = unsafe fn(&Span<'_>, *mut f32, usize, &mut Scratch);
+
+/// The functions for one block type on one instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    /// Row by row, for up to [`MAX_ROW_TOKENS`] tokens.
+    rows: RowsFn,
+    /// Up to [`PANEL_ROWS`] rows; always writes [`PANEL_ROWS`] results per token.
+    panel: PanelFn,
+}
+
+impl Kernels {
+    /// Multiplies the span; the product of the `t`th of its tokens and its `r`th row goes to
+    /// `out[t * stride + r]`.
+    ///
+    /// # Safety
+    /// `out` is valid for that, and this CPU supports the level that the kernels were made for.
+    pub(crate) unsafe fn multiply(&self, span: &Span<'_>, out: *mut f32, stride: usize) {
+        if span.tokens.len() <= MAX_ROW_TOKENS {
+            // SAFETY: by the caller's promise.
+            return unsafe { (self.rows)(span, out, stride) };
+        }
+        for row in (0..span.rows).step_by(PANEL_ROWS) {
+            let rows = PANEL_ROWS.min(span.rows - row);
+            let panel = Span {
+                row: span.row + row,
+                rows,
+                ..*span
+            };
+            // SAFETY: by the caller's promise, for a part of the span.
+            unsafe { self.multiply_panel(&panel, out.add(row), stride) };
+        }
+    }
+
+    unsafe fn multiply_panel(&self, span: &Span<'_>, out: *mut f32, stride: usize) {
+        with_scratch(|scratch| {
+            if span.rows == PANEL_ROWS {
+                // SAFETY: by the caller's promise; the panel is complete.
+                return unsafe { (self.panel)(span, out, stride, scratch) };
+            }
+            let tail: *mut f32 = scratch.tail.as_mut_ptr();
+            for (group, tokens) in span.tokens.chunks(TAIL_TOKENS).enumerate() {
+                let part = Span { tokens, ..*span };
+                // SAFETY: the tail holds `PANEL_ROWS` results of each token, and the kernels do
+                // not use it. Results go where the caller promised.
+                unsafe {
+                    (self.panel)(&part, tail, PANEL_ROWS, scratch);
+                    for token in 0..tokens.len() {
+                        let to = out.add((group * TAIL_TOKENS + token) * stride);
+                        to.copy_from_nonoverlapping(tail.add(token * PANEL_ROWS), span.rows);
+                    }
+                }
+            }
+        });
+    }
+}
+
+macro_rules! define_has_codes {
+    ($($ty:ident)*) => {
+        /// Whether weights of this type are multiplied with 8-bit activations.
+        pub(crate) fn has_codes(ty: GgmlType) -> bool {
+            matches!(ty, $(GgmlType::$ty)|*)
+        }
+    };
+}
+for_each_code_type!(define_has_codes);
+
+/// The kernels for weights of type `ty` at `level`, which this CPU must support.
+pub(crate) fn kernels(level: IsaLevel, ty: GgmlType, operand: Operand) -> Kernels {
+    match level {
+        IsaLevel::Portable => portable_kernels(ty, operand),
+        #[cfg(any())]
+        IsaLevel::Avx2 => avx2_kernels(ty, operand),
+        #[cfg(any())]
+        IsaLevel::Avx512 => avx512_kernels(ty, operand),
+        _ => portable_kernels(ty, operand),
+    }
+}
+
+macro_rules! define_kernels {
+    ($d:tt $name:ident, $isa:ident) => {
+        fn $name(ty: GgmlType, operand: Operand) -> Kernels {
+            use super::$isa::{code_panel, code_rows, float_panel, float_rows};
+            macro_rules! codes {
+                        ($d($d ty:ident)*) => {
+                            match (operand, ty) {
+                                $d((Operand::Codes, GgmlType::$d ty) => Kernels {
+                                    rows: code_rows::<super::unpack::$d ty>,
+                                    panel: code_panel::<super::unpack::$d ty>,
+                                },)*
+                                (_, GgmlType::F32) => floats!(F32),
+                                (_, GgmlType::F16) => floats!(F16),
+                                (_, GgmlType::BF16) => floats!(Bf16),
+                                _ => floats!(Dequantized),
+                            }
+                        };
+                    }
+            macro_rules! floats {
+                        ($d ty:ident) => {
+                            Kernels { rows: float_rows::<$d ty>, panel: float_panel::<$d ty> }
+                        };
+                    }
+            for_each_code_type!(codes)
+        }
+    };
+}
+define_kernels!($ portable_kernels, portable);
+#[cfg(any())]
+define_kernels!($ avx2_kernels, avx2);
+#[cfg(any())]
+define_kernels!($ avx512_kernels, avx512);
+
+/// Quantises one row of activations at `level`, which this CPU must support.
+pub(crate) fn quantize(level: IsaLevel, values: &[f32], row: QuantizedRow<'_>) {
+    match level {
+        #[cfg(any())]
+        // SAFETY: the level is one that this CPU supports.
+        IsaLevel::Avx2 => unsafe { super::avx2::quantize(values, row) },
+        #[cfg(any())]
+        // SAFETY: as above.
+        IsaLevel::Avx512 => unsafe { super::avx512::quantize(values, row) },
+        _ => activations::quantize_row(values, row),
+    }
+}

@@ -1,0 +1,238 @@
+//! Product of weights in GGUF blocks `[rows, cols]` with activations `[tokens, cols]`, giving
+//! `[tokens, rows]` in `f32`.
+//!
+//! Weights are read where they lie in the file; nothing is repacked at load. Activations are
+//! quantised once ([`Activations::prepare`]) and shared by every product that reads them.
+//!
+//! Two shapes of work, chosen by the number of tokens:
+//! - **few tokens** (generation): bound by reading the weights once from memory. Each thread
+//!   takes runs of rows, expands 256 columns at a time in registers or L1, and multiplies them
+//!   with all tokens.
+//! - **many tokens** (prefill): bound by arithmetic. Each thread takes panels of
+//!   [`PANEL_ROWS`] rows, expands them once per [`CHUNK_COLS`] columns into L1/L2 scratch with
+//!   the rows interleaved, so that vector lanes are output rows and no horizontal sum is needed,
+//!   and streams all tokens over it in register tiles.
+//!
+//! Both work on one uniform form, `weight = scale * code + offset` with unsigned byte codes and
+//! one scale and offset per 16 or 32 columns ([`unpack`]): a block type needs an unpacker, an
+//! instruction set needs the kernels of [`isa::Isa`], and every pair works.
+//!
+//! Each output element is computed by one thread in a fixed order: the number of threads never
+//! changes a bit of the result.
+
+mod activations;
+pub mod cases;
+mod dispatch;
+mod error;
+mod float;
+mod float_kernels;
+mod int8_kernels;
+mod isa;
+mod portable;
+pub mod reference;
+mod scratch;
+#[cfg(test)]
+mod tests;
+mod unpack;
+mod weights;
+
+pub use activations::{Activations, Precision};
+pub use error::LinearError;
+pub use weights::WeightRows;
+
+pub(crate) use dispatch::{Kernels, Operand, Span, kernels};
+pub(crate) use scratch::{OutputPointer, TAIL_TOKENS, with_scratch};
+
+use crate::cpu::{self, IsaLevel};
+use crate::pool::ThreadPool;
+
+/// Rows of weights that a prefill panel holds.
+pub(crate) const PANEL_ROWS: usize = 16;
+/// Columns that are expanded at a time in prefill: 16 rows of them are 16 KiB of codes, which
+/// leaves room in a 32 KiB L1 for the tokens that stream past.
+pub(crate) const CHUNK_COLS: usize = 1024;
+/// Up to this many tokens are multiplied row by row, more in panels. Measured on AVX-512: the
+/// two cost the same at 5 to 7 tokens, depending on the type.
+pub(crate) const MAX_ROW_TOKENS: usize = 4;
+/// Weight bytes that one task of generation reads: some 2 to 4 µs of memory time, so that the
+/// slowest thread keeps the others waiting no longer than that.
+const ROW_TASK_BYTES: usize = 48 << 10;
+
+/// Multiplies `w` `[rows, cols]` with `x` `[tokens, cols]`; element `(t, r)` of the product goes
+/// to `out[t * out_stride + r]`, the rest of `out` is left alone.
+///
+/// The arithmetic follows the precision that `x` was prepared with: [`Precision::Int8`] for
+/// block types (F32, F16 and BF16 weights keep `f32` activations), [`Precision::F32`] for all.
+///
+/// # Errors
+/// [`LinearError`] when the shapes disagree, `out` is too short, or `x` was prepared (with
+/// [`Activations::prepare_for`]) for other types.
+pub fn matmul(
+    pool: &ThreadPool,
+    w: WeightRows<'_>,
+    x: &Activations,
+    out: &mut [f32],
+    out_stride: usize,
+) -> Result<(), LinearError> {
+    matmul_at(cpu::level(), pool, w, x, out, out_stride)
+}
+
+/// [`matmul`] of several weights with the same activations in one parallel region: query, key
+/// and value, or gate and up. The product with `ws[i]` goes to `outs[i]`, `[tokens, rows]`.
+///
+/// # Errors
+/// As [`matmul`], and when `ws` and `outs` differ in length.
+pub fn matmul_many(
+    pool: &ThreadPool,
+    ws: &[WeightRows<'_>],
+    x: &Activations,
+    outs: &mut [&mut [f32]],
+) -> Result<(), LinearError> {
+    matmul_many_at(cpu::level(), pool, ws, x, outs)
+}
+
+pub(crate) fn matmul_at(
+    level: IsaLevel,
+    pool: &ThreadPool,
+    w: WeightRows<'_>,
+    x: &Activations,
+    out: &mut [f32],
+    out_stride: usize,
+) -> Result<(), LinearError> {
+    let product = Product::new(level, pool, w, x, out, out_stride)?;
+    pool.run(product.tasks, &|task| product.run(x, task));
+    Ok(())
+}
+
+pub(crate) fn matmul_many_at(
+    level: IsaLevel,
+    pool: &ThreadPool,
+    ws: &[WeightRows<'_>],
+    x: &Activations,
+    outs: &mut [&mut [f32]],
+) -> Result<(), LinearError> {
+    if ws.len() != outs.len() {
+        return Err(LinearError::OutputCount {
+            weights: ws.len(),
+            outputs: outs.len(),
+        });
+    }
+    let mut outs = outs.iter_mut();
+    for group in ws.chunks(MANY) {
+        let mut products = [const { None }; MANY];
+        for ((product, w), out) in products.iter_mut().zip(group).zip(&mut outs) {
+            *product = Some(Product::new(level, pool, *w, x, out, w.rows)?);
+        }
+        let tasks = products.iter().flatten().map(|product| product.tasks).sum();
+        pool.run(tasks, &|mut task| {
+            for product in products.iter().flatten() {
+                if task < product.tasks {
+                    return product.run(x, task);
+                }
+                task -= product.tasks;
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Weights that share one parallel region; more are done in several.
+const MANY: usize = 8;
+
+/// One checked product, cut into tasks.
+struct Product<'a> {
+    w: WeightRows<'a>,
+    kernels: Kernels,
+    out: OutputPointer,
+    out_stride: usize,
+    rows_per_task: usize,
+    tasks: usize,
+}
+
+impl<'a> Product<'a> {
+    fn new(
+        level: IsaLevel,
+        pool: &ThreadPool,
+        w: WeightRows<'a>,
+        x: &Activations,
+        out: &mut [f32],
+        out_stride: usize,
+    ) -> Result<Self, LinearError> {
+        check_shapes(&w, x, out.len(), out_stride)?;
+        let kernels = kernels(level, w.ty, x.operand(w.ty)?);
+        let rows_per_task = if x.tokens() <= MAX_ROW_TOKENS {
+            rows_per_task(&w, pool.threads())
+        } else {
+            PANEL_ROWS
+        };
+        Ok(Self {
+            w,
+            kernels,
+            out: OutputPointer::new(out),
+            out_stride,
+            rows_per_task,
+            tasks: if x.tokens() == 0 {
+                0
+            } else {
+                w.rows.div_ceil(rows_per_task)
+            },
+        })
+    }
+
+    fn run(&self, x: &Activations, task: usize) {
+        let row = task * self.rows_per_task;
+        let span = Span {
+            w: self.w,
+            row,
+            rows: self.rows_per_task.min(self.w.rows - row),
+            x,
+            tokens: x.all_tokens(),
+        };
+        // SAFETY: `check_shapes` proved that every token's `rows` results fit `out`; tasks have
+        // rows of their own, so no element is written twice.
+        let out = unsafe { self.out.add(row) };
+        // SAFETY: as above for the span's rows; `kernels` came from `kernels` for this CPU.
+        unsafe { self.kernels.multiply(&span, out, self.out_stride) };
+    }
+}
+
+fn rows_per_task(w: &WeightRows<'_>, threads: usize) -> usize {
+    let by_bytes = ROW_TASK_BYTES / w.row_bytes().max(1);
+    let by_threads = w.rows.div_ceil(threads * 4);
+    by_bytes.min(by_threads).max(1)
+}
+
+fn check_shapes(
+    w: &WeightRows<'_>,
+    x: &Activations,
+    out_len: usize,
+    out_stride: usize,
+) -> Result<(), LinearError> {
+    if w.cols != x.cols() {
+        return Err(LinearError::Columns {
+            weight: w.cols,
+            activations: x.cols(),
+        });
+    }
+    if out_stride < w.rows {
+        return Err(LinearError::Stride {
+            rows: w.rows,
+            stride: out_stride,
+        });
+    }
+    let needed = match x.tokens() {
+        0 => Some(0),
+        tokens => (tokens - 1)
+            .checked_mul(out_stride)
+            .and_then(|last| last.checked_add(w.rows)),
+    };
+    match needed {
+        Some(needed) if needed <= out_len => Ok(()),
+        _ => Err(LinearError::OutputLength {
+            tokens: x.tokens(),
+            rows: w.rows,
+            stride: out_stride,
+            actual: out_len,
+        }),
+    }
+}

@@ -1,0 +1,196 @@
+//! Kernels in plain Rust, for every target. Loops are written over fixed-size arrays so that the
+//! compiler turns them into the target's baseline vector code. Panels keep the order of the file:
+//! a row's columns one after the other.
+
+use super::dispatch::Span;
+use super::float::Widen;
+use super::isa::{CodePanel, Isa, STEP, Step, TokenCodes};
+use super::scratch::Scratch;
+use super::unpack::Unpack;
+use super::{CHUNK_COLS, PANEL_ROWS, float_kernels, int8_kernels};
+
+const LANES: usize = 16;
+
+/// No instruction beyond the target's baseline.
+pub(crate) struct Portable;
+
+pub(crate) unsafe fn code_rows<U: Unpack>(span: &Span<'_>, out: *mut f32, stride: usize) {
+    // SAFETY: by the caller's promise.
+    unsafe { int8_kernels::code_rows::<Portable, U>(span, out, stride) }
+}
+
+pub(crate) unsafe fn code_panel<U: Unpack>(
+    span: &Span<'_>,
+    out: *mut f32,
+    stride: usize,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: by the caller's promise.
+    unsafe { int8_kernels::code_panel::<Portable, U>(span, out, stride, scratch) }
+}
+
+pub(crate) unsafe fn float_rows<W: Widen>(span: &Span<'_>, out: *mut f32, stride: usize) {
+    // SAFETY: by the caller's promise.
+    unsafe { float_kernels::float_rows::<Portable, W>(span, out, stride) }
+}
+
+pub(crate) unsafe fn float_panel<W: Widen>(
+    span: &Span<'_>,
+    out: *mut f32,
+    stride: usize,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: by the caller's promise.
+    unsafe { float_kernels::float_panel::<Portable, W>(span, out, stride, scratch) }
+}
+
+/// Integer product of a sub-block.
+#[inline(always)]
+unsafe fn dot_sub<const SUB: usize>(codes: *const u8, x: *const i8) -> i32 {
+    // SAFETY: the caller gives `SUB` elements of each.
+    let (codes, x) = unsafe { (&*codes.cast::<[u8; SUB]>(), &*x.cast::<[i8; SUB]>()) };
+    let mut sum = 0;
+    for index in 0..SUB {
+        sum += i32::from(i16::from(codes[index])) * i32::from(i16::from(x[index]));
+    }
+    sum
+}
+
+impl Isa for Portable {
+    type Sum = [f32; LANES];
+
+    const SIGNED_WIDE: bool = false;
+
+    #[inline(always)]
+    unsafe fn zero() -> [f32; LANES] {
+        [0.0; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn total(mut sum: [f32; LANES]) -> f32 {
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                sum[lane] += sum[lane + width];
+            }
+            width /= 2;
+        }
+        sum[0]
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(table: &[u8; 16], codes: &mut [u8]) {
+        for code in codes {
+            *code = table[usize::from(*code & 15)];
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_codes<const SUB: usize, const WIDE: bool>(
+        step: &Step,
+        token: TokenCodes,
+        mut sum: [f32; LANES],
+    ) -> [f32; LANES] {
+        for index in 0..STEP / SUB {
+            let col = index * SUB;
+            // SAFETY: the token has 256 columns, by the caller's promise.
+            unsafe {
+                let dot = dot_sub::<SUB>(step.codes[col..].as_ptr(), token.codes.add(col));
+                let scale = step.scales[index] * *token.scales.add(col / 32);
+                sum[index] += scale * dot as f32 + step.offsets[index] * *token.sums.add(index);
+            }
+        }
+        sum
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(rows: &[Step; PANEL_ROWS], col: usize, cols: usize, codes: *mut u8) {
+        for (row, step) in rows.iter().enumerate() {
+            // SAFETY: the panel holds `CHUNK_COLS` columns of each row, of which these are some.
+            unsafe {
+                let to = codes.add(row * CHUNK_COLS + col);
+                to.copy_from_nonoverlapping(step.codes.as_ptr(), cols);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile_codes<const TOKENS: usize, const SUB: usize, const WIDE: bool>(
+        panel: &CodePanel,
+        cols: usize,
+        tokens: &[TokenCodes; TOKENS],
+        out: &[*mut f32; TOKENS],
+        first: bool,
+    ) {
+        for (token, out) in tokens.iter().zip(out) {
+            for row in 0..PANEL_ROWS {
+                // SAFETY: `cols` columns are in the panel and in the token, by the caller's
+                // promise, and `out` holds a result per row.
+                unsafe {
+                    let mut sum = if first { 0.0 } else { *out.add(row) };
+                    for index in 0..cols / SUB {
+                        let (col, at) = (index * SUB, index * PANEL_ROWS + row);
+                        let codes = panel.codes[row * CHUNK_COLS + col..].as_ptr();
+                        let dot = dot_sub::<SUB>(codes, token.codes.add(col));
+                        let scale = panel.scales[at] * *token.scales.add(col / 32);
+                        sum += scale * dot as f32 + panel.offsets[at] * *token.sums.add(index);
+                    }
+                    *out.add(row) = sum;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_floats(
+        weights: &[f32; STEP],
+        x: *const f32,
+        mut sum: [f32; LANES],
+    ) -> [f32; LANES] {
+        // SAFETY: the token has 256 columns, by the caller's promise.
+        let x = unsafe { &*x.cast::<[f32; STEP]>() };
+        for col in (0..STEP).step_by(LANES) {
+            for lane in 0..LANES {
+                sum[lane] += weights[col + lane] * x[col + lane];
+            }
+        }
+        sum
+    }
+
+    #[inline(always)]
+    unsafe fn tile_floats<const TOKENS: usize>(
+        panel: *const f32,
+        cols: usize,
+        tokens: &[*const f32; TOKENS],
+        out: &[*mut f32; TOKENS],
+        first: bool,
+    ) {
+        for (token, out) in tokens.iter().zip(out) {
+            let mut sums = [0.0; PANEL_ROWS];
+            // SAFETY: `cols` columns are in the panel and in the token, by the caller's promise,
+            // and `out` holds a result per row.
+            unsafe {
+                for col in 0..cols {
+                    let x = *token.add(col);
+                    let weights = &*panel.add(col * PANEL_ROWS).cast::<[f32; PANEL_ROWS]>();
+                    for row in 0..PANEL_ROWS {
+                        sums[row] += weights[row] * x;
+                    }
+                }
+                for (row, sum) in sums.into_iter().enumerate() {
+                    *out.add(row) = if first { sum } else { *out.add(row) + sum };
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: &[[f32; STEP]; PANEL_ROWS], cols: usize, panel: *mut f32) {
+        for col in 0..cols {
+            for (row, values) in rows.iter().enumerate() {
+                // SAFETY: the panel has room for `cols` columns, by the caller's promise.
+                unsafe { *panel.add(col * PANEL_ROWS + row) = values[col] };
+            }
+        }
+    }
+}

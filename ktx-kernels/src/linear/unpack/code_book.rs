@@ -1,0 +1,223 @@
+//! Types whose quants are indices: into 16 levels (IQ4), or into a code book of whole groups of
+//! four or eight values with signs stored apart (IQ2, IQ3) or built in (IQ1).
+
+use ktx_gguf::tables::{
+    EVEN_SIGNS, IQ1S_GRID, IQ2S_GRID, IQ2XS_GRID, IQ2XXS_GRID, IQ3S_GRID, IQ3XXS_GRID, IQ4NL_VALUES,
+};
+
+use super::super::isa::Isa;
+use super::legacy::{nibbles, symmetric};
+use super::{Unpack, bytes, bytes_mut, half_at, u16_at, u32_at};
+
+/// The levels of IQ4, shifted by 128.
+static IQ4_LEVELS: [u8; 16] = {
+    let mut levels = [0; 16];
+    let mut index = 0;
+    while index < 16 {
+        levels[index] = IQ4NL_VALUES[index] as u8 ^ 0x80;
+        index += 1;
+    }
+    levels
+};
+
+macro_rules! code_book_type {
+    ($(#[$doc:meta])* $name:ident, block $block_len:literal, bytes $len:literal, sub $sub:literal,
+     wide $wide:literal, |$isa:ident, $block:ident, $codes:ident, $scales:ident, $offsets:ident| $body:block) => {
+        $(#[$doc])*
+        #[allow(non_camel_case_types, reason = "the names of the format")]
+        pub(crate) struct $name;
+
+        impl Unpack for $name {
+            const BLOCK: usize = $block_len;
+            const BYTES: usize = $len;
+            const SUB: usize = $sub;
+            const WIDE: bool = $wide;
+
+            #[inline(always)]
+            unsafe fn unpack<$isa: Isa>(
+                $block: &[u8],
+                $codes: &mut [u8],
+                $scales: &mut [f32],
+                $offsets: &mut [f32],
+            ) $body
+        }
+    };
+}
+
+code_book_type!(
+    /// `d * level`.
+    IQ4_NL, block 32, bytes 18, sub 32, wide true, |K, block, codes, scales, offsets| {
+        let codes = bytes_mut::<32>(codes, 0);
+        nibbles(bytes(block, 2), codes);
+        // SAFETY: the CPU supports `K`, by the caller's promise.
+        unsafe { K::look_up(&IQ4_LEVELS, codes) };
+        (scales[0], offsets[0]) = symmetric(half_at(block, 0), 128.0);
+    }
+);
+
+code_book_type!(
+    /// `d * scale * level`, scales of 6 bits.
+    IQ4_XS, block 256, bytes 136, sub 32, wide true, |K, block, codes, scales, offsets| {
+        let d = half_at(block, 0);
+        let (high, low) = (u16_at(block, 2), u32_at(block, 4));
+        for index in 0..8 {
+            let codes = bytes_mut::<32>(codes, index * 32);
+            nibbles(bytes(block, 8 + index * 16), codes);
+            let scale = (low >> (4 * index)) & 15 | ((u32::from(high) >> (2 * index)) & 3) << 4;
+            (scales[index], offsets[index]) = symmetric(d * (scale as f32 - 32.0), 128.0);
+        }
+        // SAFETY: the CPU supports `K`, by the caller's promise.
+        unsafe { K::look_up(&IQ4_LEVELS, &mut codes[..256]) };
+    }
+);
+
+code_book_type!(
+    /// Groups of eight; signs and scale of 32 in the upper half of eight bytes.
+    IQ2_XXS, block 256, bytes 66, sub 32, wide false, |K, block, codes, scales, offsets| {
+        let d = half_at(block, 0);
+        for index in 0..8 {
+            let entries = bytes::<4>(block, 2 + index * 8);
+            let rest = u32_at(block, 6 + index * 8);
+            for (group, entry) in entries.iter().enumerate() {
+                let signs = EVEN_SIGNS[(rest >> (7 * group)) as usize & 127];
+                let values = IQ2XXS_GRID[usize::from(*entry)];
+                *bytes_mut(codes, index * 32 + group * 8) = signed_group(values, signs);
+            }
+            let scale = d * (0.5 + (rest >> 28) as f32) * 0.25;
+            (scales[index], offsets[index]) = symmetric(scale, 64.0);
+        }
+    }
+);
+
+code_book_type!(
+    /// Groups of eight; nine bits of index and seven of signs.
+    IQ2_XS, block 256, bytes 74, sub 16, wide false, |K, block, codes, scales, offsets| {
+        for group in 0..32 {
+            let packed = u16_at(block, 2 + group * 2);
+            let signs = EVEN_SIGNS[usize::from(packed >> 9)];
+            let values = IQ2XS_GRID[usize::from(packed & 511)];
+            *bytes_mut(codes, group * 8) = signed_group(values, signs);
+        }
+        quarter_scales(half_at(block, 0), bytes(block, 66), scales, offsets);
+    }
+);
+
+code_book_type!(
+    /// Groups of eight; ten bits of index, signs in bytes of their own.
+    IQ2_S, block 256, bytes 82, sub 16, wide false, |K, block, codes, scales, offsets| {
+        for group in 0..32 {
+            let high = u32::from(block[66 + group / 4]) >> (2 * (group % 4)) & 3;
+            let entry = u32::from(block[2 + group]) | high << 8;
+            let values = IQ2S_GRID[entry as usize];
+            *bytes_mut(codes, group * 8) = signed_group(values, block[34 + group]);
+        }
+        quarter_scales(half_at(block, 0), bytes(block, 74), scales, offsets);
+    }
+);
+
+/// Scales of IQ2_XS and IQ2_S: `d * (scale + 1/2) / 4`, four bits for 16 elements.
+#[inline(always)]
+fn quarter_scales(d: f32, packed: &[u8; 8], scales: &mut [f32], offsets: &mut [f32]) {
+    for index in 0..16 {
+        let scale = packed[index / 2] >> (4 * (index % 2)) & 15;
+        (scales[index], offsets[index]) = symmetric(d * (0.5 + f32::from(scale)) * 0.25, 64.0);
+    }
+}
+
+code_book_type!(
+    /// Pairs of groups of four; signs and scale of 32 in four bytes after all indices.
+    IQ3_XXS, block 256, bytes 98, sub 32, wide false, |K, block, codes, scales, offsets| {
+        let d = half_at(block, 0);
+        for index in 0..8 {
+            let entries = bytes::<8>(block, 2 + index * 8);
+            let rest = u32_at(block, 66 + index * 4);
+            for group in 0..4 {
+                let signs = EVEN_SIGNS[(rest >> (7 * group)) as usize & 127];
+                let low = u64::from(IQ3XXS_GRID[usize::from(entries[2 * group])]);
+                let high = u64::from(IQ3XXS_GRID[usize::from(entries[2 * group + 1])]);
+                *bytes_mut(codes, index * 32 + group * 8) = signed_group(low | high << 32, signs);
+            }
+            let scale = d * (0.5 + (rest >> 28) as f32) * 0.5;
+            (scales[index], offsets[index]) = symmetric(scale, 64.0);
+        }
+    }
+);
+
+code_book_type!(
+    /// Pairs of groups of four; nine bits of index, signs in bytes of their own.
+    IQ3_S, block 256, bytes 110, sub 32, wide false, |K, block, codes, scales, offsets| {
+        let d = half_at(block, 0);
+        for index in 0..8 {
+            let entries = bytes::<8>(block, 2 + index * 8);
+            let high = usize::from(block[66 + index]);
+            for group in 0..4 {
+                let entry = |at: usize| usize::from(entries[at]) | (high >> at & 1) << 8;
+                let low = u64::from(IQ3S_GRID[entry(2 * group)]);
+                let upper = u64::from(IQ3S_GRID[entry(2 * group + 1)]);
+                let signs = block[74 + index * 4 + group];
+                *bytes_mut(codes, index * 32 + group * 8) = signed_group(low | upper << 32, signs);
+            }
+            let scale = block[106 + index / 2] >> (4 * (index % 2)) & 15;
+            (scales[index], offsets[index]) = symmetric(d * (1.0 + 2.0 * f32::from(scale)), 64.0);
+        }
+    }
+);
+
+code_book_type!(
+    /// Ternary groups of eight; `d * scale * (q ± 1/8)`, one sign of the eighth for 32 elements.
+    IQ1_S, block 256, bytes 50, sub 32, wide false, |K, block, codes, scales, offsets| {
+        let d = half_at(block, 0);
+        for index in 0..8 {
+            let high = u16_at(block, 34 + index * 2);
+            for group in 0..4 {
+                let low = u16::from(block[2 + index * 4 + group]);
+                let entry = low | (high >> (3 * group) & 7) << 8;
+                let codes = bytes_mut(codes, index * 32 + group * 8);
+                *codes = ternary_group(entry).to_le_bytes();
+            }
+            let delta = if high & 0x8000 == 0 { 0.125 } else { -0.125 };
+            scales[index] = d * (2.0 * f32::from(high >> 12 & 7) + 1.0);
+            offsets[index] = scales[index] * (delta - 1.0);
+        }
+    }
+);
+
+code_book_type!(
+    /// As IQ1_S, with a sign of the eighth per group. Codes are `8 q ± 1`, shifted by 9.
+    IQ1_M, block 256, bytes 56, sub 16, wide false, |K, block, codes, scales, offsets| {
+        let words: [u16; 4] = std::array::from_fn(|index| u16_at(block, 48 + index * 2));
+        let d = words[0] >> 12 | words[1] >> 8 & 0xf0 | words[2] >> 4 & 0xf00 | words[3] & 0xf000;
+        let d = super::super::float::half_to_f32(d);
+        for group in 0..32 {
+            let high = u16::from(block[32 + group / 2] >> (4 * (group % 2)) & 15);
+            let entry = u16::from(block[group]) | (high & 7) << 8;
+            let delta = if high & 8 == 0 { 0x0202_0202_0202_0202 } else { 0 };
+            let codes = bytes_mut(codes, group * 8);
+            *codes = (ternary_group(entry) * 8 + delta).to_le_bytes();
+        }
+        for index in 0..16 {
+            let scale = words[index / 4] >> (3 * (index % 4)) & 7;
+            let scale = d * (2.0 * f32::from(scale) + 1.0) * 0.125;
+            (scales[index], offsets[index]) = symmetric(scale, 9.0);
+        }
+    }
+);
+
+/// Eight ternary values, shifted to 0, 1, 2.
+#[inline(always)]
+fn ternary_group(entry: u16) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    ((IQ1S_GRID[usize::from(entry & 2047)] & (3 * ONES)) + ONES) & (3 * ONES)
+}
+
+/// Eight magnitudes (below 64) with signs, shifted by 64: byte `i` becomes `64 - magnitude` where
+/// bit `i` of `signs` is set and `64 + magnitude` elsewhere. All eight at once in one word; no
+/// byte overflows.
+#[inline(always)]
+fn signed_group(magnitudes: u64, signs: u8) -> [u8; 8] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let one_bit_each = (u64::from(signs) * ONES) & 0x8040_2010_0804_0201;
+    let negative = ((one_bit_each + 0x7f * ONES) >> 7) & ONES;
+    let mask = negative * 255;
+    (64 * ONES + magnitudes - ((magnitudes << 1) & mask)).to_le_bytes()
+}

@@ -1,0 +1,220 @@
+//! Types with 256 elements to a block and quantised scales of sub-blocks.
+
+use super::super::isa::Isa;
+use super::{Unpack, bytes, bytes_mut, half_at, u32_at};
+
+macro_rules! k_type {
+    ($(#[$doc:meta])* $name:ident, bytes $len:literal, sub $sub:literal, wide $wide:literal) => {
+        $(#[$doc])*
+        #[allow(non_camel_case_types, reason = "the names of the format")]
+        pub(crate) struct $name;
+
+        impl Unpack for $name {
+            const BLOCK: usize = 256;
+            const BYTES: usize = $len;
+            const SUB: usize = $sub;
+            const WIDE: bool = $wide;
+
+            #[inline(always)]
+            unsafe fn unpack<K: Isa>(
+                block: &[u8],
+                codes: &mut [u8],
+                scales: &mut [f32],
+                offsets: &mut [f32],
+            ) {
+                Self::quants(bytes(block, 0), bytes_mut(codes, 0));
+                Self::scales(bytes(block, 0), scales, offsets);
+            }
+        }
+    };
+}
+
+k_type!(
+    /// 2 bits; `d * scale * q - dmin * min`.
+    Q2_K, bytes 84, sub 16, wide false
+);
+k_type!(
+    /// 3 bits; `d * scale * (q - 4)`.
+    Q3_K, bytes 110, sub 16, wide false
+);
+k_type!(
+    /// 4 bits; `d * scale * q - dmin * min`.
+    Q4_K, bytes 144, sub 32, wide false
+);
+k_type!(
+    /// 5 bits; `d * scale * q - dmin * min`.
+    Q5_K, bytes 176, sub 32, wide false
+);
+k_type!(
+    /// 6 bits; `d * scale * (q - 32)`.
+    Q6_K, bytes 210, sub 16, wide false
+);
+k_type!(
+    /// 8 bits, signed; `d * q`.
+    Q8_K, bytes 292, sub 32, wide true
+);
+
+impl Q2_K {
+    #[inline(always)]
+    fn quants(block: &[u8; 84], codes: &mut [u8; 256]) {
+        for half in 0..2 {
+            let packed = bytes::<32>(block, 16 + half * 32);
+            for quarter in 0..4 {
+                let codes = bytes_mut::<32>(codes, half * 128 + quarter * 32);
+                for index in 0..32 {
+                    codes[index] = (packed[index] >> (2 * quarter)) & 3;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 84], scales: &mut [f32], offsets: &mut [f32]) {
+        let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+        for index in 0..16 {
+            scales[index] = d * f32::from(block[index] & 15);
+            offsets[index] = -dmin * f32::from(block[index] >> 4);
+        }
+    }
+}
+
+impl Q3_K {
+    #[inline(always)]
+    fn quants(block: &[u8; 110], codes: &mut [u8; 256]) {
+        let high = bytes::<32>(block, 0);
+        for half in 0..2 {
+            let packed = bytes::<32>(block, 32 + half * 32);
+            for quarter in 0..4 {
+                let codes = bytes_mut::<32>(codes, half * 128 + quarter * 32);
+                for index in 0..32 {
+                    let third = (high[index] >> (half * 4 + quarter)) & 1;
+                    codes[index] = (packed[index] >> (2 * quarter)) & 3 | third << 2;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 110], scales: &mut [f32], offsets: &mut [f32]) {
+        let (a, b, high) = (u32_at(block, 96), u32_at(block, 100), u32_at(block, 104));
+        let packed = [
+            a & 0x0f0f_0f0f | (high & 0x0303_0303) << 4,
+            b & 0x0f0f_0f0f | ((high >> 2) & 0x0303_0303) << 4,
+            (a >> 4) & 0x0f0f_0f0f | ((high >> 4) & 0x0303_0303) << 4,
+            (b >> 4) & 0x0f0f_0f0f | ((high >> 6) & 0x0303_0303) << 4,
+        ];
+        let d = half_at(block, 108);
+        for (index, scale) in packed
+            .map(u32::to_le_bytes)
+            .as_flattened()
+            .iter()
+            .enumerate()
+        {
+            scales[index] = d * f32::from(i16::from(*scale) - 32);
+            offsets[index] = -4.0 * scales[index];
+        }
+    }
+}
+
+impl Q4_K {
+    #[inline(always)]
+    fn quants(block: &[u8; 144], codes: &mut [u8; 256]) {
+        for pair in 0..4 {
+            let packed = bytes::<32>(block, 16 + pair * 32);
+            let codes = bytes_mut::<64>(codes, pair * 64);
+            for index in 0..32 {
+                codes[index] = packed[index] & 15;
+                codes[index + 32] = packed[index] >> 4;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 144], scales: &mut [f32], offsets: &mut [f32]) {
+        six_bit_scales(bytes(block, 0), scales, offsets);
+    }
+}
+
+impl Q5_K {
+    #[inline(always)]
+    fn quants(block: &[u8; 176], codes: &mut [u8; 256]) {
+        let high = bytes::<32>(block, 16);
+        for pair in 0..4 {
+            let packed = bytes::<32>(block, 48 + pair * 32);
+            let codes = bytes_mut::<64>(codes, pair * 64);
+            for index in 0..32 {
+                let fifth = high[index] >> (2 * pair);
+                codes[index] = packed[index] & 15 | (fifth & 1) << 4;
+                codes[index + 32] = packed[index] >> 4 | (fifth & 2) << 3;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 176], scales: &mut [f32], offsets: &mut [f32]) {
+        six_bit_scales(bytes(block, 0), scales, offsets);
+    }
+}
+
+/// The head of Q4_K and Q5_K blocks: `d`, `dmin`, then eight 6-bit scales and eight 6-bit
+/// minimums in 12 bytes.
+#[inline(always)]
+fn six_bit_scales(head: &[u8; 16], scales: &mut [f32], offsets: &mut [f32]) {
+    let (d, dmin) = (half_at(head, 0), half_at(head, 2));
+    let (a, b, c) = (u32_at(head, 4), u32_at(head, 8), u32_at(head, 12));
+    let packed = [
+        a & 0x3f3f_3f3f,
+        c & 0x0f0f_0f0f | ((a >> 6) & 0x0303_0303) << 4,
+        b & 0x3f3f_3f3f,
+        (c >> 4) & 0x0f0f_0f0f | ((b >> 6) & 0x0303_0303) << 4,
+    ];
+    let packed = packed.map(u32::to_le_bytes);
+    let packed = packed.as_flattened();
+    for index in 0..8 {
+        scales[index] = d * f32::from(packed[index]);
+        offsets[index] = -dmin * f32::from(packed[index + 8]);
+    }
+}
+
+impl Q6_K {
+    #[inline(always)]
+    fn quants(block: &[u8; 210], codes: &mut [u8; 256]) {
+        for half in 0..2 {
+            let low = bytes::<64>(block, half * 64);
+            let high = bytes::<32>(block, 128 + half * 32);
+            let codes = bytes_mut::<128>(codes, half * 128);
+            for index in 0..32 {
+                codes[index] = low[index] & 15 | (high[index] & 3) << 4;
+                codes[index + 32] = low[index + 32] & 15 | (high[index] >> 2 & 3) << 4;
+                codes[index + 64] = low[index] >> 4 | (high[index] >> 4 & 3) << 4;
+                codes[index + 96] = low[index + 32] >> 4 | (high[index] >> 6) << 4;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 210], scales: &mut [f32], offsets: &mut [f32]) {
+        let d = half_at(block, 208);
+        let quantized = bytes::<16>(block, 192);
+        for index in 0..16 {
+            scales[index] = d * f32::from(quantized[index].cast_signed());
+            offsets[index] = -32.0 * scales[index];
+        }
+    }
+}
+
+impl Q8_K {
+    #[inline(always)]
+    fn quants(block: &[u8; 292], codes: &mut [u8; 256]) {
+        for (code, quant) in codes.iter_mut().zip(&block[4..260]) {
+            *code = quant ^ 0x80;
+        }
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 292], scales: &mut [f32], offsets: &mut [f32]) {
+        let d = f32::from_bits(u32_at(block, 0));
+        scales[..8].fill(d);
+        offsets[..8].fill(-128.0 * d);
+    }
+}

@@ -1,0 +1,209 @@
+//! Types with one scale for 32 elements, and the ternary types.
+
+use super::super::isa::Isa;
+use super::{Unpack, bytes, bytes_mut, half_at, u32_at};
+
+macro_rules! nibble_type {
+    ($(#[$doc:meta])* $name:ident, bytes $len:literal, high $high:expr, quants $quants:literal,
+     |$block:ident| $scale_offset:expr) => {
+        $(#[$doc])*
+        #[allow(non_camel_case_types, reason = "the names of the format")]
+        pub(crate) struct $name;
+
+        impl Unpack for $name {
+            const BLOCK: usize = 32;
+            const BYTES: usize = $len;
+            const SUB: usize = 32;
+
+            #[inline(always)]
+            unsafe fn unpack<K: Isa>(
+                $block: &[u8],
+                codes: &mut [u8],
+                scales: &mut [f32],
+                offsets: &mut [f32],
+            ) {
+                let codes = bytes_mut::<32>(codes, 0);
+                nibbles(bytes($block, $quants), codes);
+                if let Some(at) = $high {
+                    add_fifth_bits(u32_at($block, at), codes);
+                }
+                (scales[0], offsets[0]) = $scale_offset;
+            }
+        }
+    };
+}
+
+nibble_type!(
+    /// `d * (q - 8)`.
+    Q4_0, bytes 18, high None::<usize>, quants 2,
+    |block| symmetric(half_at(block, 0), 8.0)
+);
+nibble_type!(
+    /// `d * q + m`.
+    Q4_1, bytes 20, high None::<usize>, quants 4,
+    |block| (half_at(block, 0), half_at(block, 2))
+);
+nibble_type!(
+    /// `d * (q - 16)`.
+    Q5_0, bytes 22, high Some(2), quants 6,
+    |block| symmetric(half_at(block, 0), 16.0)
+);
+nibble_type!(
+    /// `d * q + m`.
+    Q5_1, bytes 24, high Some(4), quants 8,
+    |block| (half_at(block, 0), half_at(block, 2))
+);
+
+/// `d * q`, `q` signed.
+#[allow(non_camel_case_types, reason = "the names of the format")]
+pub(crate) struct Q8_0;
+
+impl Unpack for Q8_0 {
+    const BLOCK: usize = 32;
+    const BYTES: usize = 34;
+    const SUB: usize = 32;
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    unsafe fn unpack<K: Isa>(
+        block: &[u8],
+        codes: &mut [u8],
+        scales: &mut [f32],
+        offsets: &mut [f32],
+    ) {
+        let quants = bytes::<32>(block, 2);
+        let codes = bytes_mut::<32>(codes, 0);
+        for index in 0..32 {
+            codes[index] = quants[index] ^ 0x80;
+        }
+        (scales[0], offsets[0]) = symmetric(half_at(block, 0), 128.0);
+    }
+}
+
+/// Twice the values of 4-bit floats (E2M1), shifted by 12.
+const E2M1: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
+/// 4-bit floats times a power of two.
+pub(crate) struct MXFP4;
+
+impl Unpack for MXFP4 {
+    const BLOCK: usize = 32;
+    const BYTES: usize = 17;
+    const SUB: usize = 32;
+
+    #[inline(always)]
+    unsafe fn unpack<K: Isa>(
+        block: &[u8],
+        codes: &mut [u8],
+        scales: &mut [f32],
+        offsets: &mut [f32],
+    ) {
+        let codes = bytes_mut::<32>(codes, 0);
+        nibbles(bytes(block, 1), codes);
+        // SAFETY: the CPU supports `K`, by the caller's promise.
+        unsafe { K::look_up(&E2M1, codes) };
+        // Half of 2^(e - 127): the levels are doubled. The two smallest are subnormal.
+        let exponent = u32::from(block[0]);
+        let half_scale = match exponent {
+            0 | 1 => 0x0020_0000 << exponent,
+            _ => (exponent - 1) << 23,
+        };
+        (scales[0], offsets[0]) = symmetric(f32::from_bits(half_scale), 12.0);
+    }
+}
+
+/// Ternary, five digits to a byte.
+#[allow(non_camel_case_types, reason = "the names of the format")]
+pub(crate) struct TQ1_0;
+
+impl Unpack for TQ1_0 {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 54;
+    const SUB: usize = 32;
+
+    #[inline(always)]
+    unsafe fn unpack<K: Isa>(
+        block: &[u8],
+        codes: &mut [u8],
+        scales: &mut [f32],
+        offsets: &mut [f32],
+    ) {
+        let mut power = 1u8;
+        for digit in 0..5 {
+            digits::<32>(bytes(block, 0), power, bytes_mut(codes, digit * 32));
+            digits::<16>(bytes(block, 32), power, bytes_mut(codes, 160 + digit * 16));
+            if digit < 4 {
+                digits::<4>(bytes(block, 48), power, bytes_mut(codes, 240 + digit * 4));
+            }
+            power = power.wrapping_mul(3);
+        }
+        let (scale, offset) = symmetric(half_at(block, 52), 1.0);
+        scales[..8].fill(scale);
+        offsets[..8].fill(offset);
+    }
+}
+
+/// The ternary digit that `power` moves to the front of each byte.
+#[inline(always)]
+fn digits<const N: usize>(packed: &[u8; N], power: u8, codes: &mut [u8; N]) {
+    for index in 0..N {
+        let fraction = packed[index].wrapping_mul(power);
+        codes[index] = ((u16::from(fraction) * 3) >> 8) as u8;
+    }
+}
+
+/// Ternary, two bits each.
+#[allow(non_camel_case_types, reason = "the names of the format")]
+pub(crate) struct TQ2_0;
+
+impl Unpack for TQ2_0 {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 66;
+    const SUB: usize = 32;
+
+    #[inline(always)]
+    unsafe fn unpack<K: Isa>(
+        block: &[u8],
+        codes: &mut [u8],
+        scales: &mut [f32],
+        offsets: &mut [f32],
+    ) {
+        for half in 0..2 {
+            let packed = bytes::<32>(block, half * 32);
+            for quarter in 0..4 {
+                let codes = bytes_mut::<32>(codes, half * 128 + quarter * 32);
+                for index in 0..32 {
+                    codes[index] = (packed[index] >> (2 * quarter)) & 3;
+                }
+            }
+        }
+        let (scale, offset) = symmetric(half_at(block, 64), 1.0);
+        scales[..8].fill(scale);
+        offsets[..8].fill(offset);
+    }
+}
+
+/// Scale and offset of codes that are `zero_point` too large.
+#[inline(always)]
+pub(super) fn symmetric(scale: f32, zero_point: f32) -> (f32, f32) {
+    (scale, -zero_point * scale)
+}
+
+/// Lower nibbles are the first 16 elements, upper ones the next.
+#[inline(always)]
+pub(super) fn nibbles(packed: &[u8; 16], codes: &mut [u8; 32]) {
+    for index in 0..16 {
+        codes[index] = packed[index] & 15;
+        codes[index + 16] = packed[index] >> 4;
+    }
+}
+
+/// Bit `i` of `high` is worth 16 in element `i`.
+#[inline(always)]
+fn add_fifth_bits(high: u32, codes: &mut [u8; 32]) {
+    for (byte, bits) in high.to_le_bytes().into_iter().enumerate() {
+        for bit in 0..8 {
+            codes[byte * 8 + bit] |= ((bits >> bit) & 1) << 4;
+        }
+    }
+}

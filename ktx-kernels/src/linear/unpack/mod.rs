@@ -1,0 +1,85 @@
+//! From the blocks of a file to the uniform form `weight = scale * code + offset`: one unpacker
+//! per block type, written once and compiled for every instruction set.
+//!
+//! Codes are unsigned bytes. A sub-block of [`Unpack::SUB`] columns shares one scale and offset.
+//! Values that the format stores with a sign are shifted by a constant, which the offset undoes:
+//! `weight = scale * (code - zero_point)`, so `offset = -zero_point * scale`.
+
+mod code_book;
+mod k_quants;
+mod legacy;
+
+pub(crate) use code_book::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS};
+pub(crate) use k_quants::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K};
+pub(crate) use legacy::{MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0};
+
+use super::isa::Isa;
+
+/// The unpacker of one block type.
+pub(crate) trait Unpack {
+    /// Elements of a block: 32 or 256.
+    const BLOCK: usize;
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Columns that share a scale: 16 or 32.
+    const SUB: usize;
+    /// Whether codes above 127 occur.
+    const WIDE: bool = false;
+
+    /// Expands one block into `BLOCK` codes and `BLOCK / SUB` scales and offsets.
+    ///
+    /// # Safety
+    /// The CPU supports `K`.
+    unsafe fn unpack<K: Isa>(
+        block: &[u8],
+        codes: &mut [u8],
+        scales: &mut [f32],
+        offsets: &mut [f32],
+    );
+}
+
+/// Calls a macro with the names of all types that have an unpacker.
+macro_rules! for_each_code_type {
+    ($macro:ident) => {
+        $macro! {
+            Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 MXFP4 TQ1_0 TQ2_0
+            Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K
+            IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS
+        }
+    };
+}
+pub(crate) use for_each_code_type;
+
+/// Bytes `at..at + N` of a block.
+#[inline(always)]
+fn bytes<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
+    let Some((bytes, _)) = block[at..].split_first_chunk() else {
+        unreachable!("the caller cuts whole blocks")
+    };
+    bytes
+}
+
+/// As [`bytes`], to be written.
+#[inline(always)]
+fn bytes_mut<const N: usize>(codes: &mut [u8], at: usize) -> &mut [u8; N] {
+    let Some((bytes, _)) = codes[at..].split_first_chunk_mut() else {
+        unreachable!("the caller has room for a block")
+    };
+    bytes
+}
+
+#[inline(always)]
+fn u16_at(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(*bytes(block, at))
+}
+
+#[inline(always)]
+fn u32_at(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(*bytes(block, at))
+}
+
+/// The half-precision number at `at`.
+#[inline(always)]
+fn half_at(block: &[u8], at: usize) -> f32 {
+    super::float::half_to_f32(u16_at(block, at))
+}
