@@ -1,0 +1,11 @@
+//! Tests over the public API.
+
+mod allocation;
+mod attacks;
+mod blocks;
+mod metadata;
+mod open;
+mod properties;
+mod raw;
+mod split;
+mod tensor;
