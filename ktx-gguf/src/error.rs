@@ -23,6 +23,21 @@ impl fmt::Display for Place {
     }
 }
 
+/// A name from a file as error texts show it: shortened, and with control characters escaped, because a hostile
+/// file's names may be long and may hold commands for the terminal.
+pub(crate) fn shown(name: &str) -> String {
+    const MOST: usize = 80;
+    let mut text: String = name
+        .chars()
+        .take(MOST)
+        .flat_map(char::escape_debug)
+        .collect();
+    if name.chars().nth(MOST).is_some() {
+        text.push('…');
+    }
+    text
+}
+
 /// Every error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
@@ -114,7 +129,7 @@ pub enum GgufError {
         expected: String,
     },
     /// Two metadata entries have the same key.
-    #[error("{place}: the key `{key}` is already used by entry {first}")]
+    #[error("{place}: the key `{}` is already used by entry {first}", shown(key))]
     DuplicateKey {
         /// The second entry's key.
         place: Place,
@@ -124,7 +139,10 @@ pub enum GgufError {
         first: usize,
     },
     /// Two tensors have the same name.
-    #[error("{place}: the tensor name `{name}` is already used by tensor {first}")]
+    #[error(
+        "{place}: the tensor name `{}` is already used by tensor {first}",
+        shown(name)
+    )]
     DuplicateTensor {
         /// The second tensor's name.
         place: Place,
@@ -135,7 +153,8 @@ pub enum GgufError {
     },
     /// A tensor has a type that this crate does not know.
     #[error(
-        "{place}: tensor `{tensor}` has type {id}, which is not supported; supported are {}",
+        "{place}: tensor `{}` has type {id}, which is not supported; supported are {}",
+        shown(tensor),
         GgmlType::supported_names()
     )]
     UnsupportedType {
@@ -148,8 +167,9 @@ pub enum GgufError {
     },
     /// A tensor's data ends after the end of the file.
     #[error(
-        "{place}: tensor `{tensor}` ends at byte {end}, but the file ends at byte {file_size}; the file is damaged \
-         or not downloaded completely"
+        "{place}: tensor `{}` ends at byte {end}, but the file ends at byte {file_size}; the file is damaged \
+         or not downloaded completely",
+        shown(tensor)
     )]
     TensorOutOfRange {
         /// The tensor's offset field.
@@ -163,7 +183,9 @@ pub enum GgufError {
     },
     /// Two tensors share bytes.
     #[error(
-        "{place}: tensor `{tensor}` starts at byte {start}, inside tensor `{other}`, which ends at byte {end}"
+        "{place}: tensor `{}` starts at byte {start}, inside tensor `{}`, which ends at byte {end}",
+        shown(tensor),
+        shown(other)
     )]
     OverlappingTensors {
         /// The offset field of the tensor that starts later.

@@ -324,14 +324,17 @@ fn check_part(
     expected(SPLIT_NO, number - 1)
 }
 
+/// What a model states about its split when all its parts are there.
 fn check_split_tensors(file: &str, metadata: &Metadata, tensors: usize) -> Result<(), GgufError> {
+    // Merging tools set the count of parts to 0 and leave the other keys as they were.
+    if metadata.u64(SPLIT_COUNT)?.unwrap_or(0) == 0 {
+        return Ok(());
+    }
     match metadata.u64(SPLIT_TENSORS)? {
-        Some(count) if count != tensors as u64 => Err(split_mismatch(
-            file,
-            SPLIT_TENSORS,
-            count,
-            format_args!("{tensors}, the tensors that are there"),
-        )),
+        Some(count) if count != tensors as u64 => {
+            let expected = format_args!("{tensors}, the tensors that are there");
+            Err(split_mismatch(file, SPLIT_TENSORS, count, expected))
+        }
         _ => Ok(()),
     }
 }

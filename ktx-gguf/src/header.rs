@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use crate::cursor::Cursor;
+use crate::error::shown;
 use crate::{GgmlType, GgufError, Metadata, Place, Value, limits};
 
 /// The first four bytes of every GGUF file.
@@ -174,7 +175,7 @@ fn parse_entry(
         Entry::Vacant(slot) => slot.insert(index),
     };
     let offset = cursor.offset();
-    let field = format_args!("metadata[{index}] `{}`", shorten(&key));
+    let field = format_args!("metadata[{index}] `{}`", shown(&key));
     let value = cursor.value(field)?;
     if key == ALIGNMENT_KEY {
         *alignment = check_alignment(&value, cursor.place(field, offset))?;
@@ -183,27 +184,17 @@ fn parse_entry(
 }
 
 fn check_alignment(value: &Value, place: Place) -> Result<u64, GgufError> {
-    match value
-        .as_integer()
-        .and_then(|integer| u64::try_from(integer).ok())
-    {
-        Some(alignment) if alignment.is_power_of_two() && alignment <= limits::ALIGNMENT => {
-            Ok(alignment)
-        }
-        _ => Err(GgufError::InvalidValue {
-            place,
-            found: value.describe(),
-            expected: format!("a power of two up to {}", limits::ALIGNMENT),
-        }),
-    }
+    valid_alignment(value).ok_or_else(|| GgufError::InvalidValue {
+        place,
+        found: value.describe(),
+        expected: format!("a power of two up to {}", limits::ALIGNMENT),
+    })
 }
 
-/// The start of a name from a file, for error texts.
-fn shorten(name: &str) -> &str {
-    match name.char_indices().nth(80) {
-        Some((end, _)) => &name[..end],
-        None => name,
-    }
+/// The alignment that a value of [`ALIGNMENT_KEY`] states, if it can be one.
+pub(crate) fn valid_alignment(value: &Value) -> Option<u64> {
+    let alignment = u64::try_from(value.as_integer()?).ok()?;
+    (alignment.is_power_of_two() && alignment <= limits::ALIGNMENT).then_some(alignment)
 }
 
 /// All tensor infos, with their offsets made absolute and checked against the file and each other.
@@ -312,8 +303,9 @@ fn parse_tensor(
         return Err(GgufError::InvalidValue {
             place: cursor.place(field("dimensions[0]"), shape_start + 4),
             found: format!(
-                "{} elements a row for tensor `{name}` of type {ty}",
-                shape[0]
+                "{} elements a row for tensor `{}` of type {ty}",
+                shape[0],
+                shown(&name)
             ),
             expected: format!("a multiple of {}", ty.block_len()),
         });

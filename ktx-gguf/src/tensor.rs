@@ -43,11 +43,13 @@ impl Tensor {
     /// # Panics
     /// When the shape's product is not the number of values.
     pub fn from_f32(name: &str, shape: &[usize], values: Vec<f32>) -> Self {
-        assert_eq!(
-            shape.iter().product::<usize>(),
-            values.len(),
-            "{name}: shape {shape:?} does not hold {} values",
-            values.len()
+        let elements = shape
+            .iter()
+            .try_fold(1_usize, |product, &length| product.checked_mul(length));
+        let count = values.len();
+        assert!(
+            elements == Some(count),
+            "{name}: shape {shape:?} does not hold {count} values"
         );
         let range = 0..size_of_val(values.as_slice());
         Self::in_storage(

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::header::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC};
+use crate::header::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, valid_alignment};
 use crate::split::part_name;
 use crate::tensor::shape_bytes;
 use crate::{Array, GgmlType, GgufError, Value, limits};
@@ -63,22 +63,25 @@ impl GgufWriter {
     /// # Errors
     /// [`GgufError::InvalidWrite`] when it is not a power of two that readers accept.
     pub fn alignment(&mut self, bytes: u32) -> Result<&mut Self, GgufError> {
-        if !bytes.is_power_of_two() || u64::from(bytes) > limits::ALIGNMENT {
-            return Err(GgufError::InvalidWrite {
-                reason: format!(
-                    "the alignment {bytes} is not a power of two up to {}",
-                    limits::ALIGNMENT
-                ),
-            });
+        if valid_alignment(&Value::U32(bytes)).is_none() {
+            let reason = format!(
+                "the alignment {bytes} is not a power of two up to {}",
+                limits::ALIGNMENT
+            );
+            return Err(GgufError::InvalidWrite { reason });
         }
-        self.alignment = u64::from(bytes);
         Ok(self.kv(ALIGNMENT_KEY, bytes))
     }
 
-    /// Sets a metadata value; a key that is there already gets the new value. The alignment has a
-    /// [method of its own](Self::alignment).
+    /// Sets a metadata value; a key that is there already gets the new value. The key `general.alignment` also sets
+    /// the alignment, if it is one that [`Self::alignment`] accepts.
     pub fn kv(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
         let value = value.into();
+        if key == ALIGNMENT_KEY
+            && let Some(alignment) = valid_alignment(&value)
+        {
+            self.alignment = alignment;
+        }
         match self
             .entries
             .iter_mut()

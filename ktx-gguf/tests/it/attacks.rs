@@ -377,6 +377,25 @@ fn names_that_are_used_twice() {
     );
 }
 
+/// Names that are long, or that command the terminal on which the error is shown.
+#[test]
+fn names_with_escape_sequences() {
+    let name = format!("\u{1b}]0;pwned\u{7}{}", "x".repeat(900));
+    let raw = Raw::new(1, 0).tensor(&name, &[8], 99, 0).data(32, 64);
+    let text = raw.error();
+    assert!(text.contains("tensor `\\u{1b}]0;pwned\\u{7}xxx"), "{text}");
+    assert!(
+        text.len() < 500 && !text.contains(char::is_control),
+        "{text}"
+    );
+    let text = Raw::new(0, 1).key(&name, U32).error();
+    assert!(text.contains("metadata[0] `\\u{1b}]0;pwned"), "{text}");
+    assert!(
+        text.len() < 500 && !text.contains(char::is_control),
+        "{text}"
+    );
+}
+
 /// Type numbers beyond the table of types read its size and conversion from elsewhere.
 #[test]
 fn types_that_do_not_exist() {

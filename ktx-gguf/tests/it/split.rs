@@ -198,6 +198,18 @@ fn parts_that_disagree_are_refused() {
 }
 
 #[test]
+fn merged_model_may_keep_stale_split_keys() {
+    assert!(Gguf::from_vec(part(3, 0, 700).to_bytes(), "merged").is_ok());
+    let error = Gguf::from_vec(part(0, 1, 700).to_bytes(), "single").unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("`split.tensors.count` is 700; expected 1, the tensors"),
+        "{error}"
+    );
+}
+
+#[test]
 fn tensor_in_two_parts_is_refused() {
     let mut second = part(1, 2, 3);
     second
