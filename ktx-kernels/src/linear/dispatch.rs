@@ -110,10 +110,11 @@ for_each_code_type!(define_has_codes);
 pub(crate) fn kernels(level: IsaLevel, ty: GgmlType, operand: Operand) -> Kernels {
     match level {
         IsaLevel::Portable => portable_kernels(ty, operand),
-        #[cfg(any())]
+        #[cfg(target_arch = "x86_64")]
         IsaLevel::Avx2 => avx2_kernels(ty, operand),
-        #[cfg(any())]
+        #[cfg(target_arch = "x86_64")]
         IsaLevel::Avx512 => avx512_kernels(ty, operand),
+        #[cfg(not(target_arch = "x86_64"))]
         _ => portable_kernels(ty, operand),
     }
 }
@@ -146,18 +147,18 @@ macro_rules! define_kernels {
     };
 }
 define_kernels!($ portable_kernels, portable);
-#[cfg(any())]
+#[cfg(target_arch = "x86_64")]
 define_kernels!($ avx2_kernels, avx2);
-#[cfg(any())]
+#[cfg(target_arch = "x86_64")]
 define_kernels!($ avx512_kernels, avx512);
 
 /// Quantises one row of activations at `level`, which this CPU must support.
 pub(crate) fn quantize(level: IsaLevel, values: &[f32], row: QuantizedRow<'_>) {
     match level {
-        #[cfg(any())]
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: the level is one that this CPU supports.
         IsaLevel::Avx2 => unsafe { super::avx2::quantize(values, row) },
-        #[cfg(any())]
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         IsaLevel::Avx512 => unsafe { super::avx512::quantize(values, row) },
         _ => activations::quantize_row(values, row),

@@ -21,6 +21,10 @@
 //! changes a bit of the result.
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod cases;
 mod dispatch;
 mod error;
