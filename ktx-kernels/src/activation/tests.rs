@@ -64,7 +64,10 @@ fn exp_handles_the_ends_of_the_range() {
     for level in IsaLevel::supported() {
         let y = exp_of(level, &x);
         assert_eq!(y[..3], [0.0; 3], "{level}");
-        assert!((y[3] - (-100.0f64).exp() as f32).abs() <= 1.5e-45, "{level}");
+        assert!(
+            (y[3] - (-100.0f64).exp() as f32).abs() <= 1.5e-45,
+            "{level}"
+        );
         assert_eq!(y[4..6], [1.0; 2], "{level}");
         assert_eq!(y[6..9], [f32::INFINITY; 3], "{level}");
         assert!(y[9].is_nan(), "{level}");

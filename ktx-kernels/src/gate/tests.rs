@@ -12,7 +12,16 @@ fn run(
     let mut ids = vec![u32::MAX; tokens * config.top_k];
     let mut weights = vec![f32::NAN; tokens * config.top_k];
     let mut scratch = vec![f32::NAN; config.scratch_floats(pool.threads())];
-    route(pool, config, logits, bias, &mut ids, &mut weights, &mut scratch).unwrap();
+    route(
+        pool,
+        config,
+        logits,
+        bias,
+        &mut ids,
+        &mut weights,
+        &mut scratch,
+    )
+    .unwrap();
     (ids, weights)
 }
 
@@ -131,11 +140,23 @@ fn configurations_that_cannot_be_are_refused_by_name() {
         ..good
     };
     assert_eq!(good.check(), Ok(()));
-    assert!(matches!(GateConfig { top_k: 0, ..good }.check(), Err(GateError::TopK { .. })));
-    assert!(matches!(GateConfig { top_k: 161, ..good }.check(), Err(GateError::TopK { .. })));
+    assert!(matches!(
+        GateConfig { top_k: 0, ..good }.check(),
+        Err(GateError::TopK { .. })
+    ));
+    assert!(matches!(
+        GateConfig { top_k: 161, ..good }.check(),
+        Err(GateError::TopK { .. })
+    ));
     for (n_group, topk_group) in [(0, 1), (7, 1), (8, 9), (8, 0)] {
         let refused = with(n_group, topk_group).check();
-        assert!(matches!(refused, Err(GateError::Groups { .. })), "{n_group} {topk_group}");
+        assert!(
+            matches!(refused, Err(GateError::Groups { .. })),
+            "{n_group} {topk_group}"
+        );
     }
-    assert!(matches!(with(160, 5).check(), Err(GateError::TooFewKept { kept: 5, .. })));
+    assert!(matches!(
+        with(160, 5).check(),
+        Err(GateError::TooFewKept { kept: 5, .. })
+    ));
 }

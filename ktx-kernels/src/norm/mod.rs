@@ -193,7 +193,11 @@ unsafe fn norm_row_lanes<L: Lanes>(x: *const f32, weight: &[f32], eps: f32, out:
     let whole = len - len % L::COUNT;
     let (weight, out) = (weight.as_ptr(), out.as_mut_ptr());
     // The input is reached through `out` where both are one row.
-    let x = if x == out.cast_const() { out.cast_const() } else { x };
+    let x = if x == out.cast_const() {
+        out.cast_const()
+    } else {
+        x
+    };
     // SAFETY: `x`, `weight` and `out` have `len` elements; every access is below it.
     unsafe {
         let mean = sum_of_squares::<L>(x, len) / len as f64;

@@ -23,11 +23,26 @@ pub(super) fn configs() -> Vec<(&'static str, RopeConfig)> {
         ("InternLM", RopeConfig::plain(128, 5e7)),
         ("one pair", RopeConfig::plain(2, 10_000.0)),
         ("odd pairs", RopeConfig::plain(10, 500.0)),
-        ("linear", scaled(96, 10_000.0, RopeScaling::Linear { factor: 8.0 })),
-        ("DeepSeek-V2", scaled(64, 10_000.0, RopeScaling::Yarn(deepseek(0.707)))),
-        ("DeepSeek-V3", scaled(64, 10_000.0, RopeScaling::Yarn(deepseek(1.0)))),
-        ("YaRN defaults", scaled(80, 10_000.0, RopeScaling::Yarn(Yarn::new(4.0)))),
-        ("YaRN, long original", scaled(64, 10_000.0, RopeScaling::Yarn(all_fast))),
+        (
+            "linear",
+            scaled(96, 10_000.0, RopeScaling::Linear { factor: 8.0 }),
+        ),
+        (
+            "DeepSeek-V2",
+            scaled(64, 10_000.0, RopeScaling::Yarn(deepseek(0.707))),
+        ),
+        (
+            "DeepSeek-V3",
+            scaled(64, 10_000.0, RopeScaling::Yarn(deepseek(1.0))),
+        ),
+        (
+            "YaRN defaults",
+            scaled(80, 10_000.0, RopeScaling::Yarn(Yarn::new(4.0))),
+        ),
+        (
+            "YaRN, long original",
+            scaled(64, 10_000.0, RopeScaling::Yarn(all_fast)),
+        ),
         (
             "Llama 3",
             RopeConfig {

@@ -3,7 +3,11 @@
 use super::{RopeConfig, RopeHeads, RopeLayout, RopeScaling};
 
 fn mscale(scale: f64, m: f64) -> f64 {
-    if scale <= 1.0 { 1.0 } else { 0.1 * m * scale.ln() + 1.0 }
+    if scale <= 1.0 {
+        1.0
+    } else {
+        0.1 * m * scale.ln() + 1.0
+    }
 }
 
 /// Inverse frequencies and the factor on cosine and sine.

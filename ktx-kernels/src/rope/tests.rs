@@ -96,16 +96,28 @@ fn a_prepared_table_equals_a_lazy_one() {
 #[test]
 fn numbers_that_define_no_rotation_are_refused() {
     let plain = RopeConfig::plain;
-    assert!(matches!(plain(0, 1e4).inv_freq(), Err(RopeError::Dimension { .. })));
-    assert!(matches!(plain(63, 1e4).inv_freq(), Err(RopeError::Dimension { .. })));
+    assert!(matches!(
+        plain(0, 1e4).inv_freq(),
+        Err(RopeError::Dimension { .. })
+    ));
+    assert!(matches!(
+        plain(63, 1e4).inv_freq(),
+        Err(RopeError::Dimension { .. })
+    ));
     for base in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-        assert!(matches!(plain(64, base).inv_freq(), Err(RopeError::NotPositive { .. })));
+        assert!(matches!(
+            plain(64, base).inv_freq(),
+            Err(RopeError::NotPositive { .. })
+        ));
     }
     let divisors = RopeConfig {
         freq_divisors: vec![1.0; 31],
         ..plain(64, 1e4)
     };
-    assert!(matches!(divisors.inv_freq(), Err(RopeError::Divisors { .. })));
+    assert!(matches!(
+        divisors.inv_freq(),
+        Err(RopeError::Divisors { .. })
+    ));
 }
 
 #[test]
@@ -113,7 +125,14 @@ fn numbers_that_define_no_rotation_are_refused() {
 fn positions_beyond_the_table_are_refused() {
     let table = RopeTable::new(&RopeConfig::plain(4, 1e4), 10).unwrap();
     let heads = RopeHeads::contiguous(1, 4, 0);
-    rope(&pools()[0], &table, RopeLayout::Half, &heads, &[10], &mut [0.0; 4]);
+    rope(
+        &pools()[0],
+        &table,
+        RopeLayout::Half,
+        &heads,
+        &[10],
+        &mut [0.0; 4],
+    );
 }
 
 #[test]
@@ -121,5 +140,12 @@ fn positions_beyond_the_table_are_refused() {
 fn heads_beyond_the_buffer_are_refused() {
     let table = RopeTable::new(&RopeConfig::plain(4, 1e4), 10).unwrap();
     let heads = RopeHeads::contiguous(2, 4, 0);
-    rope(&pools()[0], &table, RopeLayout::Half, &heads, &[1, 2], &mut [0.0; 15]);
+    rope(
+        &pools()[0],
+        &table,
+        RopeLayout::Half,
+        &heads,
+        &[1, 2],
+        &mut [0.0; 15],
+    );
 }
