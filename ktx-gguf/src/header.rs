@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fmt;
 
 use crate::cursor::Cursor;
 use crate::error::shown;
@@ -155,8 +156,8 @@ fn parse_entry(
     alignment: &mut u64,
 ) -> Result<(String, Value), GgufError> {
     let offset = cursor.offset();
-    let field = format!("metadata[{index}].key");
-    let key = cursor.string(&field, limits::KEY_BYTES)?;
+    let field = format_args!("metadata[{index}].key");
+    let key = cursor.string(field, limits::KEY_BYTES)?;
     if key.is_empty() {
         return Err(GgufError::InvalidValue {
             place: cursor.place(field, offset),
@@ -270,6 +271,18 @@ fn check_overlaps(tensors: &[TensorInfo], place: impl Fn(usize) -> Place) -> Res
     Ok(())
 }
 
+/// A field of a tensor info; put into words only when an error names it.
+struct InfoField {
+    index: usize,
+    name: &'static str,
+}
+
+impl fmt::Display for InfoField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tensor_infos[{}].{}", self.index, self.name)
+    }
+}
+
 /// One tensor info, its offset still relative to the data; also where the offset field stands in the file.
 fn parse_tensor(
     cursor: &mut Cursor<'_>,
@@ -278,7 +291,7 @@ fn parse_tensor(
     part: usize,
 ) -> Result<(TensorInfo, u64), GgufError> {
     let start = cursor.offset();
-    let field = |what: &str| format!("tensor_infos[{index}].{what}");
+    let field = |name| InfoField { index, name };
     let name = cursor.string(field("name"), limits::TENSOR_NAME_BYTES)?;
     if name.is_empty() {
         return Err(GgufError::InvalidValue {
@@ -288,7 +301,7 @@ fn parse_tensor(
         });
     }
     let shape_start = cursor.offset();
-    let (shape, elements) = parse_shape(cursor, &field)?;
+    let (shape, elements) = parse_shape(cursor, field)?;
 
     let offset = cursor.offset();
     let id = cursor.u32(field("type"))?;
@@ -342,7 +355,7 @@ fn parse_tensor(
 /// The dimensions and their product.
 fn parse_shape(
     cursor: &mut Cursor<'_>,
-    field: &dyn Fn(&str) -> String,
+    field: impl Fn(&'static str) -> InfoField,
 ) -> Result<(Vec<usize>, usize), GgufError> {
     let start = cursor.offset();
     let rank = cursor.u32(field("n_dimensions"))?;
@@ -356,8 +369,8 @@ fn parse_shape(
     let mut shape = Vec::with_capacity(rank as usize);
     for axis in 0..rank {
         let offset = cursor.offset();
-        let axis_field = field(&format!("dimensions[{axis}]"));
-        let length = cursor.u64(&axis_field)?;
+        let axis_field = format_args!("{}[{axis}]", field("dimensions"));
+        let length = cursor.u64(axis_field)?;
         match usize::try_from(length) {
             Ok(length) if length > 0 && isize::try_from(length).is_ok() => shape.push(length),
             _ => {
