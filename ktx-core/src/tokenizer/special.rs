@@ -160,7 +160,8 @@ pub(super) fn token_id(
 
 /// The tokens after which a generation is over, sorted: those that the file names, and those known by their text.
 ///
-/// Tokens known by their text are made control tokens, because some files state them as plain text.
+/// Tokens known by their text are made control tokens, because some files state them as plain text. A token that
+/// merging makes out of text is left alone: Qwen's `</s>` is a piece of HTML.
 pub(super) fn end_of_generation(
     metadata: &Metadata,
     vocabulary: &mut Vocabulary,
@@ -176,7 +177,11 @@ pub(super) fn end_of_generation(
             .map(|(id, ..)| id)
             .collect()
     };
-    let by_text = with_text(END_TEXTS);
+    let mut by_text = with_text(END_TEXTS);
+    by_text.retain(|&id| {
+        vocabulary.kind(id) != Some(TokenType::Normal)
+            || !is_made_by_merging(metadata, vocabulary, id)
+    });
     ends.extend(with_text(END_OF_FILE_TEXTS));
     ends.extend(&by_text);
 
@@ -203,4 +208,19 @@ pub(super) fn end_of_generation(
     ends.sort_unstable();
     ends.dedup();
     Ok(ends)
+}
+
+fn is_made_by_merging(metadata: &Metadata, vocabulary: &Vocabulary, id: u32) -> bool {
+    let merges = metadata
+        .strings("tokenizer.ggml.merges")
+        .ok()
+        .flatten()
+        .unwrap_or_default();
+    let Some(text) = vocabulary.text(id) else {
+        return false;
+    };
+    merges
+        .iter()
+        .filter(|merge| merge.len() == text.len() + 1)
+        .any(|merge| merge.replacen(' ', "", 1) == text)
 }

@@ -8,6 +8,9 @@ use super::byte_level::ByteTokens;
 use super::merge::Merger;
 use super::vocabulary::Vocabulary;
 
+/// Words up to this length are looked up among those already encoded in the same text.
+const CACHED_WORD_BYTES: usize = 64;
+
 /// A symbol is the place of its text, so that characters outside the vocabulary can stand in the list too.
 type Span = (usize, usize);
 
@@ -15,6 +18,8 @@ type Span = (usize, usize);
 pub(super) struct ScoredMerging {
     pieces: HashMap<Box<str>, Piece>,
     longest_piece: usize,
+    /// Whether a piece holds a space mark after another character, so that words cannot be encoded one by one.
+    spans_words: bool,
     fallback: Fallback,
     prefixes_space: bool,
 }
@@ -41,9 +46,11 @@ impl ScoredMerging {
             pieces.entry(text.into()).or_insert(Piece { id, priority });
         }
         let longest_piece = pieces.keys().map(|text| text.len()).max().unwrap_or(0);
+        let spans_words = pieces.keys().any(|text| end_of_word(text) < text.len());
         Self {
             pieces,
             longest_piece,
+            spans_words,
             fallback,
             prefixes_space,
         }
@@ -52,26 +59,68 @@ impl ScoredMerging {
     /// Appends the tokens of text that holds no special token.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
         let text = mark_spaces(text, self.prefixes_space);
-        let characters = text
-            .char_indices()
-            .map(|(start, character)| (start, start + character.len_utf8()));
         let mut merger = Merger::new();
-        let merged = merger.run(characters, |left: Span, right: Span| {
-            let span = (left.0, right.1);
-            Some((self.piece(&text[span.0..span.1])?.priority, span))
-        });
         let mut unknown = UnknownRun::default();
-        for (start, end) in merged {
-            match self.piece(&text[start..end]) {
-                Some(piece) => {
-                    unknown = UnknownRun::default();
-                    ids.push(piece.id);
-                }
-                None => self
-                    .fallback
-                    .encode(&text.as_bytes()[start..end], &mut unknown, ids),
+        let mut seen: HashMap<&str, (usize, usize)> = HashMap::new();
+        for word in self.words(&text) {
+            if let Some(&(start, end)) = seen.get(word) {
+                unknown = UnknownRun::default();
+                ids.extend_from_within(start..end);
+                continue;
+            }
+            let start = ids.len();
+            let is_covered = self.encode_word(word, &mut merger, &mut unknown, ids);
+            if is_covered && word.len() <= CACHED_WORD_BYTES {
+                seen.insert(word, (start, ids.len()));
             }
         }
+    }
+
+    /// Stretches that no piece reaches across; the whole text where pieces hold spaces in the middle.
+    fn words<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
+        let mut rest = text;
+        std::iter::from_fn(move || {
+            let end = if self.spans_words {
+                rest.len()
+            } else {
+                end_of_word(rest)
+            };
+            let (word, others) = rest.split_at(end);
+            rest = others;
+            (!word.is_empty()).then_some(word)
+        })
+    }
+
+    /// Whether pieces cover the whole word.
+    fn encode_word(
+        &self,
+        word: &str,
+        merger: &mut Merger<Span, Priority>,
+        unknown: &mut UnknownRun,
+        ids: &mut Vec<u32>,
+    ) -> bool {
+        let characters = word
+            .char_indices()
+            .map(|(start, character)| (start, start + character.len_utf8()));
+        let merged = merger.run(characters, |left: Span, right: Span| {
+            let span = (left.0, right.1);
+            Some((self.piece(&word[span.0..span.1])?.priority, span))
+        });
+        let mut is_covered = true;
+        for (start, end) in merged {
+            match self.piece(&word[start..end]) {
+                Some(piece) => {
+                    *unknown = UnknownRun::default();
+                    ids.push(piece.id);
+                }
+                None => {
+                    is_covered = false;
+                    self.fallback
+                        .encode(&word.as_bytes()[start..end], unknown, ids);
+                }
+            }
+        }
+        is_covered
     }
 
     fn piece(&self, text: &str) -> Option<Piece> {
@@ -81,6 +130,19 @@ impl ScoredMerging {
             self.pieces.get(text).copied()
         }
     }
+}
+
+/// Where the first word ends: before the first space mark that follows another character.
+fn end_of_word(text: &str) -> usize {
+    let mut after_text = false;
+    for (index, character) in text.char_indices() {
+        let is_space = character == SPACE_MARK;
+        if is_space && after_text {
+            return index;
+        }
+        after_text = !is_space;
+    }
+    text.len()
 }
 
 /// A number that orders as the score does; scores that are not numbers come first or last, never panic.

@@ -4,6 +4,6 @@
 mod golden;
 //mod hostile;
 //mod sentencepiece;
-//mod strings;
-//mod tokenizers_crate;
+mod strings;
+mod tokenizers_crate;
 mod vocabularies;
