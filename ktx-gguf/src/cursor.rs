@@ -10,6 +10,7 @@ use crate::{Array, GgufError, Place, Value};
 pub(crate) struct Cursor<'a> {
     file: &'a str,
     bytes: &'a [u8],
+    file_size: usize,
     pos: usize,
 }
 
@@ -33,6 +34,7 @@ impl<'a> Cursor<'a> {
         Self {
             file,
             bytes: &bytes[..end],
+            file_size: bytes.len(),
             pos: pos.min(end),
         }
     }
@@ -55,15 +57,32 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The error for `needed` bytes that are not left: in the file, or within the header's limit.
+    fn too_short(&self, place: Place, needed: u64) -> GgufError {
+        let end = self.offset().saturating_add(needed);
+        if end > self.file_size as u64 {
+            let left = (self.file_size - self.pos) as u64;
+            return GgufError::Truncated {
+                place,
+                needed,
+                left,
+            };
+        }
+        let place = Place {
+            field: format!("end of {}", place.field),
+            ..place
+        };
+        GgufError::OverLimit {
+            place,
+            value: end,
+            limit: limits::HEADER_BYTES as u64,
+        }
+    }
+
     /// The next `count` bytes.
     fn take(&mut self, count: u64, field: impl fmt::Display) -> Result<&'a [u8], GgufError> {
         if count > self.left() {
-            let place = self.place(field, self.offset());
-            return Err(GgufError::Truncated {
-                place,
-                needed: count,
-                left: self.left(),
-            });
+            return Err(self.too_short(self.place(field, self.offset()), count));
         }
         let start = self.pos;
         self.pos += count as usize;
@@ -115,11 +134,7 @@ impl<'a> Cursor<'a> {
         let needed = count.saturating_mul(min_bytes);
         if needed > self.left() {
             let place = self.place(format_args!("{field} ({count} elements)"), offset);
-            return Err(GgufError::Truncated {
-                place,
-                needed,
-                left: self.left(),
-            });
+            return Err(self.too_short(place, needed));
         }
         Ok(count as usize)
     }

@@ -105,7 +105,7 @@ pub enum GgufError {
         place: Place,
         /// Bytes that the field needs (at least).
         needed: u64,
-        /// Bytes between the field's start and the file's (or the header's largest possible) end.
+        /// Bytes that are left in the file.
         left: u64,
     },
     /// A count, length or size is above what this crate accepts.

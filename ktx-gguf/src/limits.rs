@@ -3,7 +3,7 @@
 
 /// Bytes from the start of a file to the end of its tensor infos. The largest headers known (vocabularies of
 /// 260,000 tokens with merges) take about 20 MB.
-pub(crate) const HEADER_BYTES: usize = 256 << 20;
+pub(crate) const HEADER_BYTES: usize = 128 << 20;
 
 /// Metadata entries of one file.
 pub(crate) const METADATA_ENTRIES: u64 = 1 << 16;
@@ -17,11 +17,11 @@ pub(crate) const KEY_BYTES: u64 = (1 << 16) - 1;
 /// Bytes of a tensor's name. The format says 64, some converters write longer ones.
 pub(crate) const TENSOR_NAME_BYTES: u64 = 1024;
 
-/// Bytes of a metadata string.
+/// Bytes of a metadata string. The longest known are whole `tokenizer.json` files, of about 20 MB.
 pub(crate) const STRING_BYTES: u64 = 64 << 20;
 
-/// Elements of a metadata array.
-pub(crate) const ARRAY_ELEMENTS: u64 = 1 << 26;
+/// Elements of a metadata array. Vocabularies have up to about 260,000.
+pub(crate) const ARRAY_ELEMENTS: u64 = 1 << 24;
 
 /// Depth of nested metadata arrays; an array of numbers has depth 1.
 pub(crate) const ARRAY_DEPTH: u64 = 4;

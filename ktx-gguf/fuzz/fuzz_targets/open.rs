@@ -18,15 +18,29 @@ use libfuzzer_sys::fuzz_target;
 const MOST_ELEMENTS: usize = 1 << 14;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(model) = Gguf::from_vec(bytes.to_vec(), "fuzz") else { return };
+    let Ok(model) = Gguf::from_vec(bytes.to_vec(), "fuzz") else {
+        return;
+    };
     for (key, value) in model.metadata().iter() {
         let metadata = model.metadata();
         assert!(metadata.get(key) == Some(value) || format!("{value:?}").contains("NaN"));
-        let _ = (metadata.u32(key), metadata.f32(key), metadata.str(key), metadata.bool(key));
-        let _ = (metadata.strings(key), metadata.i32s(key), metadata.f32s(key), value.type_name());
+        let _ = (
+            metadata.u32(key),
+            metadata.f32(key),
+            metadata.str(key),
+            metadata.bool(key),
+        );
+        let _ = (
+            metadata.strings(key),
+            metadata.i32s(key),
+            metadata.f32s(key),
+            value.type_name(),
+        );
     }
     for info in model.tensors() {
-        let tensor = model.tensor(&info.name).expect("every listed tensor is there");
+        let tensor = model
+            .tensor(&info.name)
+            .expect("every listed tensor is there");
         assert_eq!(tensor.bytes().len() as u64, info.bytes);
         assert!(info.offset + info.bytes <= model.file_size());
         if tensor.elements() <= MOST_ELEMENTS {
@@ -34,6 +48,10 @@ fuzz_target!(|bytes: &[u8]| {
         }
         let last = *tensor.shape().last().expect("every tensor has a dimension");
         assert!(tensor.shape().len() == 1 || tensor.slice(last - 1).is_some());
-        assert!(tensor.rows_range(tensor.rows() - 1, tensor.rows()).is_some());
+        assert!(
+            tensor
+                .rows_range(tensor.rows() - 1, tensor.rows())
+                .is_some()
+        );
     }
 });

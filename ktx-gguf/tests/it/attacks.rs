@@ -100,14 +100,14 @@ fn array_count_that_overflows() {
                 .u64(u64::MAX)
                 .data(32, 32),
             &[
-                "metadata[0] `a` (count) at byte 41 is 18446744073709551615, above the limit of 67108864",
+                "metadata[0] `a` (count) at byte 41 is 18446744073709551615, above the limit of 16777216",
             ],
         );
     }
     refused(
-        Raw::new(0, 1).key("a", ARRAY).u32(U64).u64(1 << 26),
+        Raw::new(0, 1).key("a", ARRAY).u32(U64).u64(1 << 24),
         &[
-            "metadata[0] `a` (count) (67108864 elements) at byte 41 needs 536870912 bytes, but only 0 are left",
+            "metadata[0] `a` (count) (16777216 elements) at byte 41 needs 134217728 bytes, but only 0 are left",
         ],
     );
     let half_of_64_bits = (1 << 61) + 1;
@@ -276,6 +276,20 @@ fn row_that_is_not_whole_blocks() {
             "256",
         ],
     );
+}
+
+/// A file that is mostly a hole on the disk: small to send, but a header of any size to read.
+#[test]
+fn header_without_end_in_a_sparse_file() {
+    let mut raw = Raw::new(0, 3);
+    for (index, key) in ["a", "b", "c"].into_iter().enumerate() {
+        raw = raw.key(key, STRING).u64(60 << 20);
+        raw.0
+            .resize((index + 1) * (60 << 20) + (index + 1) * 21 + 24, 0);
+    }
+    let text = raw.error();
+    assert!(text.contains("end of metadata[2] `c` (length)"), "{text}");
+    assert!(text.contains("above the limit of 134217728"), "{text}");
 }
 
 /// Nested arrays as deep as the file is long exhaust the stack of a recursive reader.
