@@ -7,11 +7,11 @@
 //!
 //! Generating a token is bound by reading the cache: 2 or 4 bytes for two multiply-adds per query
 //! head that shares the row. A prompt is bound by arithmetic. The kernel therefore takes tiles of
-//! up to [`flash::ROW_TILE`] query rows (tokens x the heads that share a KV head) against one
+//! up to 32 query rows (tokens x the heads that share a KV head) against one
 //! page of keys at a time: few rows read an F16 page in place, widening as they go; more rows
 //! widen it once into scratch that stays in the second-level cache. See `tile.rs` for the register blocks.
 //!
-//! The softmax is online, in `f32`. Positions are cut into pieces of [`flash::PIECE`], each with a
+//! The softmax is online, in `f32`. Positions are cut into pieces of 512, each with a
 //! softmax of its own, which are merged in ascending order. Whether one task walks all pieces or
 //! several tasks share them, a row goes through the same operations in the same order: the
 //! result does not depend on the number of threads, on the other rows of the batch, or on how a

@@ -7,7 +7,7 @@
 //! Chosen experts come in descending order of the score that chose them; ties go to the lower id.
 //! NaN ranks below every number, so a broken activation chooses valid ids and carries its NaN on
 //! in the weights. The cost is some microseconds a token (`top_k` passes over the experts), so
-//! tokens are spread over the pool in tasks of [`TOKENS_PER_TASK`].
+//! tokens are spread over the pool in tasks of 16.
 
 #[cfg(test)]
 mod cases;

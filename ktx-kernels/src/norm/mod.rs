@@ -1,7 +1,7 @@
 //! RMSNorm of rows: `y = x / sqrt(mean(x^2) + eps) * weight`.
 //!
 //! Bound by memory: a row is read twice (the second time from the first-level cache) and written
-//! once. Squares are summed in `f32` lanes within [`SUM_BLOCK`] elements and the block sums in
+//! once. Squares are summed in `f32` lanes within blocks of 256 elements and the block sums in
 //! `f64`, so that the mean square is good to a few ulp at any width. Rows are spread over the
 //! pool in tasks of [`PARALLEL_ELEMENTS`] elements; fewer elements run on the caller.
 
