@@ -131,6 +131,17 @@ impl<'a> KvSlice<'a> {
         }
     }
 
+    /// The first `count` elements.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn take(self, count: usize) -> KvSlice<'a> {
+        match self {
+            KvSlice::F16(x) => KvSlice::F16(&x[..count]),
+            KvSlice::F32(x) => KvSlice::F32(&x[..count]),
+        }
+    }
+
     /// Converts to single precision.
     ///
     /// # Panics

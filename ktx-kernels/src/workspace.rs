@@ -1,0 +1,327 @@
+//! Memory for activations: planned once, handed out like a stack, addressed by handles.
+//!
+//! A forward call takes its activations from here and gives them back in reverse order, so a token
+//! allocates nothing. A handle ([`Act`]) is a place and a shape, not a borrow; the slices behind a
+//! few of them are borrowed together through [`Workspace::views`], which checks that nothing that is
+//! written overlaps anything else. A place is the same on every call with the same number of tokens.
+
+use crate::device::Device;
+use ktx_gguf::GgmlType;
+
+use crate::linear::{Activations, LinearError, Precision};
+use crate::pool::ThreadPool;
+
+/// Activations `[rows, cols]` of f32 in a [`Workspace`]: which device, where, which shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Act {
+    device: Device,
+    offset: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl Act {
+    /// The device that holds it.
+    pub fn device(self) -> Device {
+        self.device
+    }
+
+    /// Number of rows (tokens, mostly).
+    pub fn rows(self) -> usize {
+        self.rows
+    }
+
+    /// Number of values in a row.
+    pub fn cols(self) -> usize {
+        self.cols
+    }
+
+    /// Number of values.
+    pub fn len(self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether it holds no value.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// The rows `start .. start + rows` of it.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn row_range(self, start: usize, rows: usize) -> Act {
+        assert!(start + rows <= self.rows, "rows {start}..{} of {}", start + rows, self.rows);
+        Act { offset: self.offset + start * self.cols, rows, ..self }
+    }
+
+    /// The same values as `[rows, cols]`.
+    ///
+    /// # Panics
+    /// If the number of values differs.
+    pub fn reshape(self, rows: usize, cols: usize) -> Act {
+        assert_eq!(rows * cols, self.len(), "reshape keeps the number of values");
+        Act { rows, cols, ..self }
+    }
+
+    fn end(self) -> usize {
+        self.offset + self.len()
+    }
+
+    fn overlaps(self, other: Act) -> bool {
+        self.device == other.device && self.offset < other.end() && other.offset < self.end()
+    }
+}
+
+/// More activations were asked for than the operators stated before the run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the workspace on {device} holds {capacity} values and {wanted} more were asked for with {used} in use; an operator states too little scratch"
+)]
+pub struct WorkspaceError {
+    /// The device whose memory ran out.
+    pub device: Device,
+    /// Values that fit.
+    pub capacity: usize,
+    /// Values in use.
+    pub used: usize,
+    /// Values asked for.
+    pub wanted: usize,
+}
+
+struct Stack {
+    device: Device,
+    memory: Vec<f32>,
+    used: usize,
+}
+
+/// How much of a workspace was in use at some moment; see [`Workspace::mark`].
+#[derive(Debug, Clone)]
+pub struct Mark([usize; Workspace::MAX_DEVICES]);
+
+/// What the quantised activations were made of.
+#[derive(Clone, Copy)]
+struct Prepared {
+    act: Act,
+    precision: Precision,
+    types: TypeSet,
+}
+
+/// Some weight types, as bits by their ids.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct TypeSet(u64);
+
+impl TypeSet {
+    fn of(types: &[GgmlType]) -> Self {
+        Self(types.iter().fold(0, |bits, ty| bits | 1 << (ty.id() % 64)))
+    }
+
+    fn covers(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// The activations' memory of one engine, one stack per device.
+pub struct Workspace {
+    stacks: Vec<Stack>,
+    prepared: Option<Prepared>,
+    activations: Activations,
+}
+
+impl Workspace {
+    /// Devices that one workspace serves at most.
+    pub const MAX_DEVICES: usize = 16;
+    const ALIGN: usize = 16;
+
+    /// A workspace of `values` f32 on each of these devices.
+    ///
+    /// # Panics
+    /// If more than [`Self::MAX_DEVICES`] devices are named, or one that is not the host's memory.
+    pub fn new(devices: &[Device], values: usize) -> Self {
+        assert!(devices.len() <= Self::MAX_DEVICES, "at most {} devices", Self::MAX_DEVICES);
+        assert!(devices.iter().all(|d| d.is_cpu()), "a host workspace serves host devices");
+        let stacks = devices.iter().map(|&device| Stack { device, memory: vec![0.0; values], used: 0 }).collect();
+        Self { stacks, prepared: None, activations: Activations::default() }
+    }
+
+    /// Values of f32 to plan for `[rows, cols]`, alignment included.
+    pub fn values_for(rows: usize, cols: usize) -> usize {
+        (rows * cols).next_multiple_of(Self::ALIGN)
+    }
+
+    /// Takes `[rows, cols]` on a device; the values are whatever was there.
+    pub fn alloc(&mut self, device: Device, rows: usize, cols: usize) -> Result<Act, WorkspaceError> {
+        let wanted = Self::values_for(rows, cols);
+        let Some(stack) = self.stacks.iter_mut().find(|s| s.device == device) else {
+            return Err(WorkspaceError { device, capacity: 0, used: 0, wanted });
+        };
+        if wanted > stack.memory.len() - stack.used {
+            return Err(WorkspaceError { device, capacity: stack.memory.len(), used: stack.used, wanted });
+        }
+        let act = Act { device, offset: stack.used, rows, cols };
+        stack.used += wanted;
+        Ok(act)
+    }
+
+    /// Remembers how much is in use.
+    pub fn mark(&self) -> Mark {
+        let mut used = [0; Self::MAX_DEVICES];
+        for (u, s) in used.iter_mut().zip(&self.stacks) {
+            *u = s.used;
+        }
+        Mark(used)
+    }
+
+    /// Gives back all that was taken since the mark.
+    pub fn release(&mut self, mark: &Mark) {
+        for (u, s) in mark.0.iter().zip(&mut self.stacks) {
+            s.used = *u;
+        }
+    }
+
+    /// Gives back everything.
+    pub fn reset(&mut self) {
+        self.stacks.iter_mut().for_each(|s| s.used = 0);
+        self.prepared = None;
+    }
+
+    /// The values behind a handle.
+    pub fn read(&self, act: Act) -> &[f32] {
+        let stack = self.stacks.iter().find(|s| s.device == act.device).expect("a handle comes from this workspace");
+        &stack.memory[act.offset..act.end()]
+    }
+
+    /// The values behind a handle, to write.
+    pub fn write(&mut self, act: Act) -> &mut [f32] {
+        let ([], [out]) = self.views([], [act]);
+        out
+    }
+
+    /// The values behind some handles at once: the first read, the second written.
+    ///
+    /// # Panics
+    /// If a written one overlaps another, or a handle is not of this workspace.
+    pub fn views<const N: usize, const M: usize>(
+        &mut self,
+        inputs: [Act; N],
+        outputs: [Act; M],
+    ) -> ([&[f32]; N], [&mut [f32]; M]) {
+        for (i, out) in outputs.iter().enumerate() {
+            assert!(!inputs.iter().any(|x| x.overlaps(*out)), "an output overlaps an input: {out:?} of {inputs:?}");
+            assert!(!outputs[..i].iter().any(|x| x.overlaps(*out)), "two outputs overlap: {outputs:?}");
+            if self.prepared.is_some_and(|p| p.act.overlaps(*out)) {
+                self.prepared = None;
+            }
+        }
+        slices(&mut self.stacks, inputs, outputs)
+    }
+
+    /// Copies values from one handle to another, between devices too.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn copy(&mut self, from: Act, to: Act) {
+        assert_eq!((from.rows, from.cols), (to.rows, to.cols), "a copy keeps the shape");
+        if from != to {
+            let ([x], [y]) = self.views([from], [to]);
+            y.copy_from_slice(x);
+        }
+    }
+
+    /// The activations of `x` as products with weights of these types take them, quantised once
+    /// however many operators ask: the result is kept until something writes over `x`. The outputs
+    /// come along, since they are borrowed from the same memory.
+    ///
+    /// # Errors
+    /// What [`Activations::prepare_for`] refuses.
+    ///
+    /// # Panics
+    /// If outputs overlap each other.
+    pub fn prepare<const M: usize>(
+        &mut self,
+        pool: &ThreadPool,
+        x: Act,
+        precision: Precision,
+        types: &[GgmlType],
+        outputs: [Act; M],
+    ) -> Result<(&Activations, [&mut [f32]; M]), LinearError> {
+        let wanted = TypeSet::of(types);
+        let fits = |p: &Prepared| p.act == x && p.precision == precision && p.types.covers(wanted);
+        if !self.prepared.as_ref().is_some_and(fits) {
+            let ([values], []) = slices(&mut self.stacks, [x], []);
+            self.activations.prepare_for(pool, values, x.rows, x.cols, precision, types)?;
+            self.prepared = Some(Prepared { act: x, precision, types: wanted });
+        }
+        for (i, out) in outputs.iter().enumerate() {
+            assert!(!outputs[..i].iter().any(|o| o.overlaps(*out)), "two outputs overlap: {outputs:?}");
+            if x.overlaps(*out) {
+                self.prepared = None;
+            }
+        }
+        let ([], outs) = slices(&mut self.stacks, [], outputs);
+        Ok((&self.activations, outs))
+    }
+}
+
+/// The slices behind handles whose written ranges were checked to overlap nothing.
+fn slices<const N: usize, const M: usize>(
+    stacks: &mut [Stack],
+    inputs: [Act; N],
+    outputs: [Act; M],
+) -> ([&[f32]; N], [&mut [f32]; M]) {
+    let mut base = |act: Act| {
+        let stack = stacks.iter_mut().find(|s| s.device == act.device).expect("a handle comes from this workspace");
+        assert!(act.end() <= stack.memory.len(), "a handle comes from this workspace");
+        stack.memory.as_mut_ptr().wrapping_add(act.offset)
+    };
+    // SAFETY: each range lies inside its stack's memory (asserted in `base`), which `stacks` borrows
+    // mutably for as long as the slices live; the callers checked that no written range overlaps another.
+    unsafe {
+        (
+            inputs.map(|act| std::slice::from_raw_parts(base(act).cast_const(), act.len())),
+            outputs.map(|act| std::slice::from_raw_parts_mut(base(act), act.len())),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handles_are_given_back_in_order_and_reused() {
+        let mut ws = Workspace::new(&[Device::CPU], 64);
+        let a = ws.alloc(Device::CPU, 1, 16).unwrap();
+        let mark = ws.mark();
+        let b = ws.alloc(Device::CPU, 2, 10).unwrap();
+        ws.release(&mark);
+        assert_eq!(ws.alloc(Device::CPU, 2, 10).unwrap(), b);
+        assert!(!a.overlaps(b));
+    }
+
+    #[test]
+    fn too_little_memory_is_an_error_with_the_numbers() {
+        let mut ws = Workspace::new(&[Device::CPU], 16);
+        let error = ws.alloc(Device::CPU, 1, 17).unwrap_err();
+        assert_eq!((error.capacity, error.used, error.wanted), (16, 0, 32));
+    }
+
+    #[test]
+    #[should_panic(expected = "an output overlaps an input")]
+    fn writing_over_an_input_is_refused() {
+        let mut ws = Workspace::new(&[Device::CPU], 64);
+        let a = ws.alloc(Device::CPU, 4, 4).unwrap();
+        ws.views([a.row_range(1, 2)], [a.row_range(2, 1)]);
+    }
+
+    #[test]
+    fn copies_cross_devices() {
+        let second: Device = "cpu:1".parse().unwrap();
+        let mut ws = Workspace::new(&[Device::CPU, second], 32);
+        let a = ws.alloc(Device::CPU, 1, 3).unwrap();
+        let b = ws.alloc(second, 1, 3).unwrap();
+        ws.write(a).copy_from_slice(&[1.0, 2.0, 3.0]);
+        ws.copy(a, b);
+        assert_eq!(ws.read(b), [1.0, 2.0, 3.0]);
+    }
+}

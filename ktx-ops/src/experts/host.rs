@@ -1,0 +1,264 @@
+//! All routed experts of a layer on the host, on the file's blocks in main memory.
+
+use ktx_kernels::device::Device;
+use ktx_kernels::linear::{Precision, WeightRows};
+use ktx_kernels::moe::{self, ExpertStack, MoeWeights, Routing};
+use ktx_kernels::workspace::Act;
+use serde::{Deserialize, Serialize};
+
+use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::kwargs::{KwargDoc, KwargSet};
+use crate::linear::kernel_error;
+use crate::module::{Experts, Forward, KModule, Loader, Phase};
+use crate::register_operator;
+use crate::spec::{ExpertsSpec, Spec};
+use crate::weights::{ExpertTensors, experts};
+
+/// Arguments of the host's experts operators.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+struct HostKwargs {
+    out_device: Option<String>,
+    backend: Backend,
+}
+
+impl Default for HostKwargs {
+    fn default() -> Self {
+        Self {
+            out_device: None,
+            backend: Backend::Llamafile,
+        }
+    }
+}
+
+/// Kernels by the names that KTransformers gives them.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+enum Backend {
+    /// The file's blocks as they are.
+    #[serde(rename = "llamafile")]
+    Llamafile,
+    /// Tiles of bfloat16.
+    #[serde(rename = "AMXBF16")]
+    AmxBf16,
+    /// Tiles of 8-bit integers, with weights quantised again.
+    #[serde(rename = "AMXInt8")]
+    AmxInt8,
+}
+
+impl KwargSet for HostKwargs {
+    const DOCS: &'static [KwargDoc] = &[
+        KwargDoc {
+            name: "out_device",
+            doc: "where the result lands",
+            ignored: Some("the result goes to the device of the module that asked"),
+        },
+        KwargDoc {
+            name: "backend",
+            doc: "kernels: llamafile, AMXBF16 or AMXInt8",
+            ignored: Some(
+                "the fastest kernels of this CPU are used, on the file's blocks as they are",
+            ),
+        },
+    ];
+}
+
+/// Arguments of the experts operators that come from a GPU's world.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct DeviceKwargs {
+    out_device: Option<String>,
+}
+
+impl KwargSet for DeviceKwargs {
+    const DOCS: &'static [KwargDoc] = &[KwargDoc {
+        name: "out_device",
+        doc: "where the result lands",
+        ignored: Some("the result goes to the device of the module that asked"),
+    }];
+}
+
+/// How the products take their activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arithmetic {
+    AsEngine,
+    F32,
+}
+
+/// The routed experts of a layer: tokens grouped by expert, all in two parallel regions.
+pub struct HostExperts {
+    path: String,
+    class: &'static str,
+    placement: Placement,
+    spec: ExpertsSpec,
+    arithmetic: Arithmetic,
+    weights: Option<[ExpertTensors; 3]>,
+}
+
+impl HostExperts {
+    const CPU: &'static str = "ktransformers.operators.experts.KExpertsCPU";
+    const TORCH: &'static str = "ktransformers.operators.experts.KExpertsTorch";
+    const MARLIN: &'static str = "ktransformers.operators.experts.KExpertsMarlin";
+
+    fn build(
+        args: &mut BuildArgs<'_>,
+        class: &'static str,
+        arithmetic: Arithmetic,
+    ) -> Result<Operator, OpError> {
+        let Spec::Experts(spec) = args.spec().clone() else {
+            return Err(args.unfit("routed experts"));
+        };
+        let (path, placement) = (args.module.path.clone(), args.placement);
+        Ok(Operator::Experts(Box::new(Self {
+            path,
+            class,
+            placement,
+            spec,
+            arithmetic,
+            weights: None,
+        })))
+    }
+
+    /// `[out, in]` of the three projections.
+    fn shapes(&self) -> [(usize, usize); 3] {
+        let (hidden, width) = (self.spec.hidden_size, self.spec.moe_intermediate_size);
+        [(width, hidden), (width, hidden), (hidden, width)]
+    }
+
+    fn run(
+        &self,
+        cx: &mut Forward<'_>,
+        x: Act,
+        ids: Act,
+        weights: Act,
+        out: Act,
+    ) -> Result<(), OpError> {
+        let error = |e: &dyn std::fmt::Display| kernel_error(&self.path, e);
+        let tensors = self
+            .weights
+            .as_ref()
+            .ok_or_else(|| error(&"its weights are not loaded"))?;
+        let precision = match self.arithmetic {
+            Arithmetic::AsEngine => cx.precision,
+            Arithmetic::F32 => Precision::F32,
+        };
+        let separate = separate_rows(tensors, self.shapes()).map_err(|e| error(&e))?;
+        let [gate, up, down] = std::array::from_fn(|i| {
+            let (rows, cols) = self.shapes()[i];
+            match &tensors[i] {
+                ExpertTensors::Merged(t) => {
+                    let shape = [self.spec.num_experts, rows, cols];
+                    ExpertStack::stacked(t.ty(), shape, t.bytes()).map_err(|e| error(&e))
+                }
+                ExpertTensors::Separate(_) => {
+                    ExpertStack::separate(&separate[i]).map_err(|e| error(&e))
+                }
+            }
+        });
+        let all = MoeWeights::new(gate?, up?, down?).map_err(|e| error(&e))?;
+        let top_k = ids.cols();
+        let ([x, ids, weights], [out]) = cx.workspace.views([x, ids, weights], [out]);
+        let routing = Routing {
+            ids: bytemuck::cast_slice(ids),
+            weights,
+            top_k,
+        };
+        moe::forward(cx.pool, &all, x, routing, out, cx.moe, precision).map_err(|e| error(&e))
+    }
+}
+
+/// The matrices of projections that the file holds as one tensor for each expert; none of the others.
+fn separate_rows<'a>(
+    tensors: &'a [ExpertTensors; 3],
+    shapes: [(usize, usize); 3],
+) -> Result<[Vec<WeightRows<'a>>; 3], ktx_kernels::linear::LinearError> {
+    let mut all = [const { Vec::new() }; 3];
+    for ((list, tensors), (rows, cols)) in all.iter_mut().zip(tensors).zip(shapes) {
+        if let ExpertTensors::Separate(tensors) = tensors {
+            *list = tensors
+                .iter()
+                .map(|t| WeightRows::new(t.ty(), rows, cols, t.bytes()))
+                .collect::<Result<_, _>>()?;
+        }
+    }
+    Ok(all)
+}
+
+impl KModule for HostExperts {
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn class_path(&self) -> &'static str {
+        self.class
+    }
+
+    fn device(&self, phase: Phase) -> Device {
+        self.placement.device(phase)
+    }
+
+    fn load(&mut self, loader: &mut Loader<'_>) -> Result<(), OpError> {
+        let tensors = experts(&self.path, &self.spec, loader.store())?;
+        for projection in &tensors {
+            loader.took(&projection.tensors())?;
+        }
+        self.weights = Some(tensors);
+        Ok(())
+    }
+}
+
+impl Experts for HostExperts {
+    fn submit(
+        &self,
+        cx: &mut Forward<'_>,
+        x: Act,
+        ids: Act,
+        weights: Act,
+        out: Act,
+    ) -> Result<(), OpError> {
+        self.run(cx, x, ids, weights, out)
+    }
+
+    fn finish(&self, _cx: &mut Forward<'_>, _out: Act) -> Result<(), OpError> {
+        Ok(())
+    }
+}
+
+fn build_cpu(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    args.kwargs::<HostKwargs>()?;
+    HostExperts::build(args, HostExperts::CPU, Arithmetic::AsEngine)
+}
+
+fn build_torch(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    HostExperts::build(args, HostExperts::TORCH, Arithmetic::F32)
+}
+
+fn build_marlin(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    HostExperts::build(args, HostExperts::MARLIN, Arithmetic::AsEngine)
+}
+
+register_operator! {
+    class: HostExperts::CPU,
+    aliases: ["KExpertsCPU", "ktx.experts.KExpertsCPU", "ktx.experts.KMoECpu", "KMoECpu"],
+    role: Experts,
+    summary: "routed experts in main memory on the file's blocks: grouped, fused, all threads",
+    kwargs: HostKwargs,
+    build: build_cpu,
+}
+
+register_operator! {
+    class: HostExperts::TORCH,
+    aliases: ["KExpertsTorch", "ktx.experts.KExpertsTorch"],
+    role: Experts,
+    summary: "routed experts with dequantised weights and f32 activations: exact, slower",
+    kwargs: DeviceKwargs,
+    build: build_torch,
+}
+
+register_operator! {
+    class: HostExperts::MARLIN,
+    aliases: ["KExpertsMarlin", "ktx.experts.KExpertsMarlin"],
+    role: Experts,
+    summary: "routed experts on the file's blocks, never requantised",
+    kwargs: DeviceKwargs,
+    build: build_marlin,
+}

@@ -1,0 +1,9 @@
+//! Routed experts: all of a layer as one operator, the switch between two phases, and the plain list.
+
+mod host;
+mod list;
+mod switch;
+
+pub use host::HostExperts;
+pub use list::ExpertList;
+pub use switch::KTransformersExperts;

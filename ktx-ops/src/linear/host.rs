@@ -1,0 +1,350 @@
+//! Matrix products on the file's blocks in main memory, read where they lie.
+
+use ktx_gguf::Tensor;
+use ktx_kernels::device::Device;
+use ktx_kernels::linear::{Precision, WeightRows};
+use ktx_kernels::workspace::Act;
+
+use super::{kernel_error, multiply};
+use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::kwargs::{KwargDoc, KwargSet, NoKwargs};
+use crate::module::{Forward, Holding, HostMatrix, KModule, Linear, Loader, Phase};
+use crate::register_operator;
+use crate::spec::{LinearSource, LinearSpec, Spec};
+use crate::tree::Module;
+use crate::weights::{floats, matrix, optional, required};
+
+/// How a product takes its activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arithmetic {
+    /// As the engine was told: 8 bits, or f32 for debugging.
+    AsEngine,
+    /// Always f32, on dequantised weights.
+    F32,
+}
+
+/// A product with a matrix of the file, in main memory, on the blocks as they are.
+pub struct HostLinear {
+    module: Module,
+    spec: LinearSpec,
+    class: &'static str,
+    placement: Placement,
+    arithmetic: Arithmetic,
+    weight: Option<Tensor>,
+    bias: Option<Vec<f32>>,
+    /// Bytes of the weight that are not in the mapped file.
+    made: u64,
+}
+
+impl HostLinear {
+    const MARLIN: &'static str = "ktransformers.operators.linear.KLinearMarlin";
+    const TORCH: &'static str = "ktransformers.operators.linear.KLinearTorch";
+    const CPU_INFER: &'static str = "ktransformers.operators.linear.KLinearCPUInfer";
+    const DEFAULT: &'static str = "torch.nn.Linear";
+
+    fn new(
+        args: &mut BuildArgs<'_>,
+        class: &'static str,
+        arithmetic: Arithmetic,
+    ) -> Result<Operator, OpError> {
+        let Spec::Linear(spec) = args.spec().clone() else {
+            return Err(args.unfit("a linear module"));
+        };
+        let mut module = args.module.clone();
+        module.children.clear();
+        Ok(Operator::Linear(Box::new(Self {
+            module,
+            spec,
+            class,
+            placement: args.placement,
+            arithmetic,
+            weight: None,
+            bias: None,
+            made: 0,
+        })))
+    }
+
+    fn matrix(&self) -> Result<HostMatrix<'_>, OpError> {
+        let path = self.path();
+        let Some(weight) = &self.weight else {
+            return Err(kernel_error(path, "its weights are not loaded"));
+        };
+        let weights = WeightRows::new(
+            weight.ty(),
+            self.spec.out_features,
+            self.spec.in_features,
+            weight.bytes(),
+        )
+        .map_err(|e| kernel_error(path, e))?;
+        Ok(HostMatrix {
+            weights,
+            bias: self.bias.as_deref(),
+        })
+    }
+}
+
+impl KModule for HostLinear {
+    fn path(&self) -> &str {
+        &self.module.path
+    }
+
+    fn class_path(&self) -> &'static str {
+        self.class
+    }
+
+    fn device(&self, phase: Phase) -> Device {
+        self.placement.device(phase)
+    }
+
+    fn load(&mut self, loader: &mut Loader<'_>) -> Result<(), OpError> {
+        let store = loader.store();
+        let direct = store
+            .tensor(&format!("{}.weight", self.module.key))
+            .is_some();
+        let weight = match &self.spec.source {
+            LinearSource::KvB { prefix } if !direct => {
+                let joined = joined_kv_b(&self.module, &self.spec, prefix, store)?;
+                self.made = joined.bytes().len() as u64;
+                joined
+            }
+            _ => matrix(&self.module, &self.spec, store)?,
+        };
+        loader.took(&[&weight])?;
+        self.weight = Some(weight);
+        if self.spec.source == LinearSource::Key {
+            let name = format!("{}.bias", self.module.key);
+            let bias = optional(self.path(), store, &name, &[self.spec.out_features])?;
+            self.bias = bias.map(|t| floats(self.path(), &t)).transpose()?;
+        }
+        Ok(())
+    }
+
+    fn holding(&self) -> Vec<Holding> {
+        vec![Holding {
+            device: self.placement.generate,
+            bytes: self.made,
+        }]
+    }
+}
+
+impl Linear for HostLinear {
+    fn in_features(&self) -> usize {
+        self.spec.in_features
+    }
+
+    fn out_features(&self) -> usize {
+        self.spec.out_features
+    }
+
+    fn forward(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError> {
+        let engine = cx.precision;
+        if self.arithmetic == Arithmetic::F32 {
+            cx.precision = Precision::F32;
+        }
+        let result = self
+            .matrix()
+            .and_then(|m| multiply(cx, self.path(), &[m], x, [out]));
+        cx.precision = engine;
+        result
+    }
+
+    fn host_matrix(&self, _phase: Phase) -> Option<HostMatrix<'_>> {
+        match self.arithmetic {
+            Arithmetic::AsEngine => self.matrix().ok(),
+            Arithmetic::F32 => None,
+        }
+    }
+}
+
+/// `kv_b_proj` `[heads * (nope + v), kv_lora_rank]` in f32, from the split tensors: the key part is
+/// stored transposed, `attn_k_b` `[heads, kv_lora_rank, nope]`; the value part as it is.
+fn joined_kv_b(
+    module: &Module,
+    spec: &LinearSpec,
+    prefix: &str,
+    store: &dyn crate::build::WeightStore,
+) -> Result<Tensor, OpError> {
+    let path = &module.path;
+    let named = |name: &str| {
+        let tensor = format!("{prefix}{name}.weight");
+        store.tensor(&tensor).ok_or(OpError::MissingTensor {
+            path: path.clone(),
+            tensor,
+        })
+    };
+    let lora = spec.in_features;
+    let heads = named("attn_k_b")?.shape().get(2).copied().unwrap_or(1);
+    let rows = spec.out_features / heads.max(1);
+    let nope = named("attn_k_b")?.row_len();
+    let v = rows.saturating_sub(nope);
+    let k_b = required(
+        path,
+        store,
+        &format!("{prefix}attn_k_b.weight"),
+        &[nope, lora, heads],
+    )?;
+    let v_b = required(
+        path,
+        store,
+        &format!("{prefix}attn_v_b.weight"),
+        &[lora, v, heads],
+    )?;
+    let (k, v_rows) = (floats(path, &k_b)?, floats(path, &v_b)?);
+    let mut joined = Vec::with_capacity(spec.out_features * lora);
+    for head in 0..heads {
+        let k = &k[head * nope * lora..(head + 1) * nope * lora];
+        for n in 0..nope {
+            joined.extend((0..lora).map(|l| k[l * nope + n]));
+        }
+        joined.extend_from_slice(&v_rows[head * v * lora..(head + 1) * v * lora]);
+    }
+    Ok(Tensor::from_f32(
+        &format!("{}.weight", module.key),
+        &[lora, spec.out_features],
+        joined,
+    ))
+}
+
+/// Arguments of `KLinearMarlin`: it never requantises here, so what chose its format means nothing.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+struct MarlinKwargs {
+    num_bits: u32,
+    group_size: i32,
+    act_order: bool,
+    is_k_full: bool,
+}
+
+impl Default for MarlinKwargs {
+    fn default() -> Self {
+        Self {
+            num_bits: 4,
+            group_size: 64,
+            act_order: false,
+            is_k_full: true,
+        }
+    }
+}
+
+const NOT_REQUANTISED: Option<&str> = Some("weights stay in the file's format");
+
+impl KwargSet for MarlinKwargs {
+    const DOCS: &'static [KwargDoc] = &[
+        KwargDoc {
+            name: "num_bits",
+            doc: "bits of the requantised weights",
+            ignored: NOT_REQUANTISED,
+        },
+        KwargDoc {
+            name: "group_size",
+            doc: "weights that share a scale",
+            ignored: NOT_REQUANTISED,
+        },
+        KwargDoc {
+            name: "act_order",
+            doc: "order of the groups",
+            ignored: NOT_REQUANTISED,
+        },
+        KwargDoc {
+            name: "is_k_full",
+            doc: "whether groups are whole",
+            ignored: NOT_REQUANTISED,
+        },
+    ];
+}
+
+/// Arguments of `KLinearCPUInfer`.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+struct CpuInferKwargs {
+    out_device: Option<String>,
+    stride: u32,
+    group_max_len: u32,
+}
+
+impl Default for CpuInferKwargs {
+    fn default() -> Self {
+        Self {
+            out_device: None,
+            stride: 16,
+            group_max_len: 1024,
+        }
+    }
+}
+
+impl KwargSet for CpuInferKwargs {
+    const DOCS: &'static [KwargDoc] = &[
+        KwargDoc {
+            name: "out_device",
+            doc: "where the result lands",
+            ignored: Some("the result goes to the device of the module that asked"),
+        },
+        KwargDoc {
+            name: "stride",
+            doc: "rows of a task",
+            ignored: Some("tasks are cut by the kernel"),
+        },
+        KwargDoc {
+            name: "group_max_len",
+            doc: "tokens of a batch",
+            ignored: Some("batches are cut by the kernel"),
+        },
+    ];
+}
+
+fn build_default(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    HostLinear::new(args, HostLinear::DEFAULT, Arithmetic::AsEngine)
+}
+
+fn build_marlin(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    HostLinear::new(args, HostLinear::MARLIN, Arithmetic::AsEngine)
+}
+
+fn build_cpu_infer(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    HostLinear::new(args, HostLinear::CPU_INFER, Arithmetic::AsEngine)
+}
+
+fn build_torch(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    HostLinear::new(args, HostLinear::TORCH, Arithmetic::F32)
+}
+
+register_operator! {
+    class: HostLinear::DEFAULT,
+    aliases: ["ktx.linear.Linear"],
+    role: Linear,
+    summary: "product on the file's blocks in main memory; the default of linear modules",
+    kwargs: NoKwargs,
+    build: build_default,
+}
+
+register_operator! {
+    class: HostLinear::MARLIN,
+    aliases: [
+        "KLinearMarlin",
+        "ktx.linear.KLinearMarlin",
+        "ktransformers.operators.linear.VLinearMarlin",
+        "VLinearMarlin",
+    ],
+    role: Linear,
+    summary: "product on the file's blocks, never requantised",
+    kwargs: MarlinKwargs,
+    build: build_marlin,
+}
+
+register_operator! {
+    class: HostLinear::CPU_INFER,
+    aliases: ["KLinearCPUInfer", "ktx.linear.KLinearCPUInfer"],
+    role: Linear,
+    summary: "product on the file's blocks in main memory",
+    kwargs: CpuInferKwargs,
+    build: build_cpu_infer,
+}
+
+register_operator! {
+    class: HostLinear::TORCH,
+    aliases: ["KLinearTorch", "ktx.linear.KLinearTorch"],
+    role: Linear,
+    summary: "product of dequantised weights with f32 activations: exact, slower",
+    kwargs: NoKwargs,
+    build: build_torch,
+}

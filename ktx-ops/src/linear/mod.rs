@@ -1,0 +1,65 @@
+//! Matrix products: on the file's blocks in main memory, and the switch between two phases.
+
+mod host;
+mod switch;
+
+use ktx_gguf::GgmlType;
+use ktx_kernels::linear::{WeightRows, matmul_many};
+use ktx_kernels::workspace::Act;
+
+pub use host::HostLinear;
+pub use switch::KTransformersLinear;
+
+use crate::build::OpError;
+use crate::module::{Forward, HostMatrix, Linear};
+
+/// The error of a kernel that refused its arguments.
+pub(crate) fn kernel_error(path: &str, error: impl std::fmt::Display) -> OpError {
+    OpError::Kernel {
+        path: path.to_owned(),
+        message: error.to_string(),
+    }
+}
+
+/// Products of one `x` with several matrices, in one parallel region where all are plain host
+/// matrices, so that threads meet once and `x` is quantised once.
+pub fn forward_joined<const N: usize>(
+    cx: &mut Forward<'_>,
+    ops: [&dyn Linear; N],
+    x: Act,
+    outs: [Act; N],
+) -> Result<(), OpError> {
+    let matrices = ops.map(|op| op.host_matrix(cx.phase));
+    if matrices.iter().any(Option::is_none) {
+        return ops
+            .into_iter()
+            .zip(outs)
+            .try_for_each(|(op, out)| op.forward(cx, x, out));
+    }
+    let matrices = matrices.map(|m| m.expect("all are there"));
+    multiply(cx, ops[0].path(), &matrices, x, outs)
+}
+
+/// `outs[i] = x W_i^T + b_i` in one parallel region.
+pub(crate) fn multiply<const N: usize>(
+    cx: &mut Forward<'_>,
+    path: &str,
+    matrices: &[HostMatrix<'_>; N],
+    x: Act,
+    outs: [Act; N],
+) -> Result<(), OpError> {
+    let weights: [WeightRows<'_>; N] = std::array::from_fn(|i| matrices[i].weights);
+    let types: [GgmlType; N] = weights.map(|w| w.ty());
+    let (activations, mut outs) = cx
+        .workspace
+        .prepare(cx.pool, x, cx.precision, &types, outs)
+        .map_err(|e| kernel_error(path, e))?;
+    matmul_many(cx.pool, &weights, activations, &mut outs).map_err(|e| kernel_error(path, e))?;
+    for (matrix, out) in matrices.iter().zip(&mut outs) {
+        let Some(bias) = matrix.bias else { continue };
+        for row in out.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,414 @@
+//! The traits of modules: what all have ([`KModule`]), and what each role computes.
+//!
+//! A forward call takes a [`Batch`] of sequences and works on handles into the [`Workspace`]; it
+//! allocates nothing and reads everything that changes from step to step (ids, positions, page
+//! tables, lengths) from the batch. Rows at module boundaries are f32.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use ktx_gguf::Tensor;
+use ktx_kernels::device::Device;
+use ktx_kernels::kv::{LayerKv, PageId, SequenceKv};
+use ktx_kernels::linear::{Precision, WeightRows};
+use ktx_kernels::moe::MoeScratch;
+use ktx_kernels::pool::ThreadPool;
+use ktx_kernels::rope::{RopeConfig, RopeError, RopeTable};
+use ktx_kernels::workspace::{Act, Workspace};
+
+use crate::build::{OpError, WeightStore};
+
+/// What a forward call does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Reads a prompt: many tokens of a sequence at once.
+    Prefill,
+    /// Generates: one token, or a few, of each sequence.
+    Generate,
+}
+
+/// The rows of one sequence in a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceRows {
+    /// First row in the batch.
+    pub first_row: usize,
+    /// Number of rows: the tokens that are new.
+    pub tokens: usize,
+    /// Number of tokens that are in the cache already.
+    pub past: usize,
+    /// The cache pages of the sequence; position `p` is in page `p / 64`, slot `p % 64`.
+    pub pages: Vec<PageId>,
+}
+
+/// One step's input: the new tokens of some sequences.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Token ids `[rows]`.
+    pub ids: Vec<u32>,
+    /// Position of each row in its sequence `[rows]`.
+    pub positions: Vec<u32>,
+    /// Which rows belong to which sequence.
+    pub sequences: Vec<SequenceRows>,
+    /// Rows whose logits are wanted, ascending.
+    pub outputs: Vec<usize>,
+}
+
+impl Batch {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Removes all rows; keeps the memory.
+    pub fn clear(&mut self) {
+        self.ids.clear();
+        self.positions.clear();
+        self.sequences.clear();
+        self.outputs.clear();
+    }
+
+    /// Adds the tokens of one sequence, which stand behind `past` cached ones.
+    pub fn push(&mut self, ids: &[u32], past: usize, pages: &[PageId]) {
+        self.sequences.push(SequenceRows {
+            first_row: self.rows(),
+            tokens: ids.len(),
+            past,
+            pages: pages.to_vec(),
+        });
+        self.positions
+            .extend((past..past + ids.len()).map(|p| p as u32));
+        self.ids.extend_from_slice(ids);
+    }
+}
+
+/// Sees what modules compute, for tests and for debugging an operator.
+pub trait Observer {
+    /// `rows` of width `cols` left the module at `path`; `what` says which of its results this is.
+    fn observe(&mut self, path: &str, what: &str, values: &[f32], cols: usize);
+}
+
+/// All that a forward call works with.
+pub struct Forward<'a> {
+    /// Prompt or generation.
+    pub phase: Phase,
+    /// How matrix products take their activations.
+    pub precision: Precision,
+    /// The tokens.
+    pub batch: &'a Batch,
+    /// The cache pages and lengths of the batch's sequences, in their order.
+    pub sequences: &'a [SequenceKv<'a>],
+    /// Memory for activations.
+    pub workspace: &'a mut Workspace,
+    /// The cache, one entry for each attention, in order.
+    pub kv: &'a mut [LayerKv],
+    /// The host's threads.
+    pub pool: &'a ThreadPool,
+    /// Memory that the routed experts on the host work in.
+    pub moe: &'a mut MoeScratch,
+    /// Set while someone watches.
+    pub observer: Option<&'a mut dyn Observer>,
+}
+
+impl Forward<'_> {
+    /// Shows a result to the observer, if there is one.
+    pub fn observe(&mut self, path: &str, what: &str, act: Act) {
+        if let Some(observer) = &mut self.observer {
+            observer.observe(path, what, self.workspace.read(act), act.cols());
+        }
+    }
+
+    /// Takes `[rows, cols]` of the workspace.
+    pub fn alloc(&mut self, device: Device, rows: usize, cols: usize) -> Result<Act, OpError> {
+        Ok(self.workspace.alloc(device, rows, cols)?)
+    }
+
+    /// Runs `body` and gives back what it took of the workspace.
+    pub fn scoped<T>(
+        &mut self,
+        body: impl FnOnce(&mut Self) -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
+        let mark = self.workspace.mark();
+        let result = body(self);
+        self.workspace.release(&mark);
+        result
+    }
+}
+
+/// The largest step that the workspace is planned for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Rows in one step.
+    pub tokens: usize,
+    /// Tokens of one sequence, cached and new.
+    pub context: usize,
+    /// The host's threads.
+    pub threads: usize,
+}
+
+/// Gives operators their weights and tells how far it is.
+pub struct Loader<'a> {
+    store: &'a dyn WeightStore,
+    progress: &'a mut dyn FnMut(LoadProgress) -> bool,
+    loaded: u64,
+    seen: HashSet<String>,
+    ropes: Vec<(RopeConfig, Arc<RopeTable>)>,
+}
+
+/// How much is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Bytes of weights that operators have taken so far.
+    pub loaded: u64,
+}
+
+impl<'a> Loader<'a> {
+    /// A loader; `progress` is called after each tensor and stops the load by returning false.
+    pub fn new(
+        store: &'a dyn WeightStore,
+        progress: &'a mut dyn FnMut(LoadProgress) -> bool,
+    ) -> Self {
+        Self {
+            store,
+            progress,
+            loaded: 0,
+            seen: HashSet::new(),
+            ropes: Vec::new(),
+        }
+    }
+
+    /// The weights.
+    pub fn store(&self) -> &'a dyn WeightStore {
+        self.store
+    }
+
+    /// The table of this rotation, one for all operators that ask for the same. It covers `positions`
+    /// or more, and computes what is used when it is first needed.
+    pub fn rope_table(
+        &mut self,
+        config: &RopeConfig,
+        positions: usize,
+    ) -> Result<Arc<RopeTable>, RopeError> {
+        let fits =
+            |(c, t): &&(RopeConfig, Arc<RopeTable>)| c == config && t.positions() >= positions;
+        if let Some((_, table)) = self.ropes.iter().find(fits) {
+            return Ok(Arc::clone(table));
+        }
+        let table = Arc::new(RopeTable::new(config, positions)?);
+        self.ropes.push((config.clone(), Arc::clone(&table)));
+        Ok(table)
+    }
+
+    /// Notes that an operator took these weights; those that two operators share count once.
+    pub fn took(&mut self, tensors: &[&Tensor]) -> Result<(), OpError> {
+        for tensor in tensors {
+            if self.seen.insert(tensor.name().to_owned()) {
+                self.loaded += tensor.bytes().len() as u64;
+            }
+        }
+        if (self.progress)(LoadProgress {
+            loaded: self.loaded,
+        }) {
+            Ok(())
+        } else {
+            Err(OpError::Cancelled)
+        }
+    }
+}
+
+/// Memory that a module holds beside the mapped file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holding {
+    /// On which device.
+    pub device: Device,
+    /// How much.
+    pub bytes: u64,
+}
+
+/// What every module has.
+pub trait KModule: Send + Sync {
+    /// Its dotted path.
+    fn path(&self) -> &str;
+
+    /// The class path of the operator that sits there.
+    fn class_path(&self) -> &'static str;
+
+    /// The device that holds its input and output in a phase.
+    fn device(&self, phase: Phase) -> Device;
+
+    /// Its parts.
+    fn children(&self) -> Vec<&dyn KModule> {
+        Vec::new()
+    }
+
+    /// Its parts, to load them.
+    fn children_mut(&mut self) -> Vec<&mut dyn KModule> {
+        Vec::new()
+    }
+
+    /// Takes its own weights; its children are loaded by the caller.
+    fn load(&mut self, loader: &mut Loader<'_>) -> Result<(), OpError> {
+        let _ = loader;
+        Ok(())
+    }
+
+    /// Memory that it holds itself beside the mapped file, once loaded; without its children.
+    fn holding(&self) -> Vec<Holding> {
+        Vec::new()
+    }
+
+    /// Values of f32 that one call takes of the workspace at most, its children's calls included.
+    fn scratch(&self, capacity: Capacity) -> usize {
+        let _ = capacity;
+        0
+    }
+}
+
+/// Loads a module and all below it.
+pub fn load_all(module: &mut dyn KModule, loader: &mut Loader<'_>) -> Result<(), OpError> {
+    module.load(loader)?;
+    module
+        .children_mut()
+        .into_iter()
+        .try_for_each(|child| load_all(child, loader))
+}
+
+/// The largest scratch of some modules that run one after the other.
+pub fn largest_scratch<'a>(
+    modules: impl IntoIterator<Item = &'a dyn KModule>,
+    capacity: Capacity,
+) -> usize {
+    modules
+        .into_iter()
+        .map(|m| m.scratch(capacity))
+        .max()
+        .unwrap_or(0)
+}
+
+/// A matrix of an operator in main memory, for callers that join several products in one parallel region.
+pub struct HostMatrix<'a> {
+    /// The file's blocks `[out, in]`.
+    pub weights: WeightRows<'a>,
+    /// Added to each row `[out]`.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// `y = x W^T + b`.
+pub trait Linear: KModule {
+    /// Width of a row that comes in.
+    fn in_features(&self) -> usize;
+
+    /// Width of a row that goes out.
+    fn out_features(&self) -> usize;
+
+    /// `x` `[rows, in]` to `out` `[rows, out]`.
+    fn forward(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError>;
+
+    /// The matrix, where this is a plain product on the file's blocks in main memory in that phase.
+    fn host_matrix(&self, phase: Phase) -> Option<HostMatrix<'_>> {
+        let _ = phase;
+        None
+    }
+}
+
+/// Normalises rows.
+pub trait Norm: KModule {
+    /// `x` `[rows, size]` to `out` of the same shape, which may be `x` itself.
+    fn forward(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError>;
+}
+
+/// Which part of each row is rotated: `heads` spans of the rotary width, `stride` apart, from `offset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadSpan {
+    /// Number of heads in a row.
+    pub heads: usize,
+    /// Values from one head to the next.
+    pub stride: usize,
+    /// Values before the rotated part of a head.
+    pub offset: usize,
+}
+
+/// Rotates query and key rows by their positions.
+pub trait Rope: KModule {
+    /// Rotates `x` `[rows, ..]` in place; row `i` is at the batch's position `i`.
+    fn forward(&self, cx: &mut Forward<'_>, x: Act, span: HeadSpan) -> Result<(), OpError>;
+}
+
+/// Rows of a table by token id.
+pub trait Embedding: KModule {
+    /// The batch's ids to `out` `[rows, hidden]`.
+    fn forward(&self, cx: &mut Forward<'_>, out: Act) -> Result<(), OpError>;
+}
+
+/// Widths of one token's entry in the cache of one attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Values of the key row.
+    pub k_width: usize,
+    /// Values of the value row; 0 where keys and values share one row.
+    pub v_width: usize,
+}
+
+/// Which entry of [`Forward::kv`] an attention uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvSlot(pub usize);
+
+/// Attention over the batch's sequences.
+pub trait Attention: KModule {
+    /// What it caches of a token.
+    fn kv_layout(&self) -> KvLayout;
+
+    /// `x` `[rows, hidden]` to `out` of the same shape; writes the new tokens' keys and values to
+    /// the cache first.
+    fn forward(&self, cx: &mut Forward<'_>, slot: KvSlot, x: Act, out: Act) -> Result<(), OpError>;
+}
+
+/// Chooses experts for each row.
+pub trait Gate: KModule {
+    /// Experts chosen for a row.
+    fn top_k(&self) -> usize;
+
+    /// `x` `[rows, hidden]` to expert ids (u32 in the values' bits) and weights, both `[rows, top_k]`.
+    fn forward(&self, cx: &mut Forward<'_>, x: Act, ids: Act, weights: Act) -> Result<(), OpError>;
+}
+
+/// The routed experts of a layer. A call is split in two so that experts on another device work
+/// while the caller goes on: what is submitted is finished before the next submit.
+pub trait Experts: KModule {
+    /// Starts `out = sum_k weights[k] * expert[ids[k]](x)`; on one device it may do all the work.
+    /// `x` and `out` are `[rows, hidden]`, `ids` and `weights` `[rows, top_k]`.
+    fn submit(
+        &self,
+        cx: &mut Forward<'_>,
+        x: Act,
+        ids: Act,
+        weights: Act,
+        out: Act,
+    ) -> Result<(), OpError>;
+
+    /// Waits until `out` of the last submit is there.
+    fn finish(&self, cx: &mut Forward<'_>, out: Act) -> Result<(), OpError>;
+}
+
+/// A feed-forward block.
+pub trait Ffn: KModule {
+    /// `x` `[rows, hidden]` to `out` of the same shape.
+    fn forward(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError>;
+}
+
+/// A decoder layer.
+pub trait Layer: KModule {
+    /// What its attention caches of a token.
+    fn kv_layout(&self) -> KvLayout;
+
+    /// Adds to the residual stream `hidden` `[rows, hidden]` in place.
+    fn forward(&self, cx: &mut Forward<'_>, slot: KvSlot, hidden: Act) -> Result<(), OpError>;
+}
+
+/// Embedding, layers and final norm.
+pub trait Model: KModule {
+    /// What each layer's attention caches of a token, in order.
+    fn kv_layouts(&self) -> Vec<KvLayout>;
+
+    /// The batch to the normalised hidden states of its output rows, `out` `[outputs, hidden]`.
+    fn forward(&self, cx: &mut Forward<'_>, out: Act) -> Result<(), OpError>;
+}

@@ -1,0 +1,146 @@
+//! Rotary position embedding as an operator.
+
+use std::sync::Arc;
+
+use ktx_kernels::device::Device;
+use ktx_kernels::rope::{RopeHeads, RopeScaling, RopeTable, rope};
+use ktx_kernels::workspace::Act;
+
+use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::kwargs::NoKwargs;
+use crate::linear::kernel_error;
+use crate::module::{Forward, HeadSpan, KModule, Loader, Phase, Rope};
+use crate::register_operator;
+use crate::spec::{RopeSpec, Spec};
+
+/// Positions that a table covers at least, whatever context the model states.
+const MIN_POSITIONS: usize = 1 << 20;
+
+/// Rotates by the frequencies of the model's configuration; tables are shared between layers.
+pub struct RotaryEmbedding {
+    path: String,
+    class: &'static str,
+    placement: Placement,
+    spec: RopeSpec,
+    table: Option<Arc<RopeTable>>,
+}
+
+impl RotaryEmbedding {
+    const CLASS: &'static str = "ktransformers.operators.RoPE.RotaryEmbedding";
+    const YARN: &'static str = "ktransformers.operators.RoPE.YarnRotaryEmbeddingV3";
+
+    fn new(args: &mut BuildArgs<'_>, class: &'static str) -> Result<Self, OpError> {
+        let Spec::Rope(spec) = args.spec().clone() else {
+            return Err(args.unfit("a rotary embedding"));
+        };
+        Ok(Self {
+            path: args.module.path.clone(),
+            class,
+            placement: args.placement,
+            spec,
+            table: None,
+        })
+    }
+}
+
+impl KModule for RotaryEmbedding {
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn class_path(&self) -> &'static str {
+        self.class
+    }
+
+    fn device(&self, phase: Phase) -> Device {
+        self.placement.device(phase)
+    }
+
+    fn load(&mut self, loader: &mut Loader<'_>) -> Result<(), OpError> {
+        let positions = self.spec.max_positions.max(MIN_POSITIONS);
+        let table = loader
+            .rope_table(&self.spec.config, positions)
+            .map_err(|e| kernel_error(&self.path, e))?;
+        self.table = Some(table);
+        Ok(())
+    }
+}
+
+impl Rope for RotaryEmbedding {
+    fn forward(&self, cx: &mut Forward<'_>, x: Act, span: HeadSpan) -> Result<(), OpError> {
+        let Some(table) = &self.table else {
+            return Err(kernel_error(&self.path, "its table is not made"));
+        };
+        let heads = RopeHeads {
+            heads: span.heads,
+            head_stride: span.stride,
+            token_stride: x.cols(),
+            offset: span.offset,
+        };
+        let values = cx.workspace.write(x);
+        rope(
+            cx.pool,
+            table,
+            self.spec.layout,
+            &heads,
+            &cx.batch.positions,
+            values,
+        );
+        Ok(())
+    }
+}
+
+fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    Ok(Operator::Rope(Box::new(RotaryEmbedding::new(
+        args,
+        RotaryEmbedding::CLASS,
+    )?)))
+}
+
+/// A YaRN operator on a model without YaRN would rotate plainly in silence: that is refused.
+fn build_yarn(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    let rope = RotaryEmbedding::new(args, RotaryEmbedding::YARN)?;
+    if !matches!(rope.spec.config.scaling, RopeScaling::Yarn(_)) {
+        return Err(args.error(
+            "a YaRN operator, and the model's file has no YaRN scaling (`rope.scaling.type`); \
+             use ktransformers.operators.RoPE.RotaryEmbeddingV3 for it",
+        ));
+    }
+    Ok(Operator::Rope(Box::new(rope)))
+}
+
+register_operator! {
+    class: RotaryEmbedding::CLASS,
+    aliases: [
+        "ktx.rope.RotaryEmbedding",
+        "RotaryEmbedding",
+        "ktransformers.operators.RoPE.RotaryEmbeddingV2",
+        "RotaryEmbeddingV2",
+        "ktransformers.operators.RoPE.RotaryEmbeddingV3",
+        "RotaryEmbeddingV3",
+        "ktransformers.operators.RoPE.RotaryEmbeddingV4",
+        "RotaryEmbeddingV4",
+        "ktransformers.operators.RoPE.DynamicNTKScalingRotaryEmbedding",
+        "DynamicNTKScalingRotaryEmbedding",
+        "ktransformers.operators.RoPE.KQwen3MoeRotaryEmbedding",
+        "KQwen3MoeRotaryEmbedding",
+    ],
+    role: Rope,
+    summary: "rotary position embedding with the frequencies of the model's file",
+    kwargs: NoKwargs,
+    build: build,
+}
+
+register_operator! {
+    class: RotaryEmbedding::YARN,
+    aliases: [
+        "ktx.rope.YarnRotaryEmbedding",
+        "YarnRotaryEmbeddingV3",
+        "ktransformers.operators.RoPE.YarnRotaryEmbedding",
+        "YarnRotaryEmbedding",
+    ],
+    role: Rope,
+    summary: "rotary position embedding with YaRN; refused on a model without it",
+    kwargs: NoKwargs,
+    build: build_yarn,
+}
