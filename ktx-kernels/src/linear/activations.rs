@@ -50,6 +50,15 @@ impl Forms {
         }
     }
 
+    /// What is in either.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            precision: self.precision,
+            codes: self.codes || other.codes,
+            floats: self.floats || other.floats,
+        }
+    }
+
     /// What weights of these types need.
     pub(crate) fn for_types(precision: Precision, types: &[GgmlType]) -> Self {
         let needs = |operand| types.iter().any(|ty| precision.operand(*ty) == operand);

@@ -36,7 +36,7 @@ mod portable;
 pub mod reference;
 mod scratch;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod unpack;
 mod weights;
 
@@ -44,6 +44,7 @@ pub use activations::{Activations, Precision};
 pub use error::LinearError;
 pub use weights::WeightRows;
 
+pub(crate) use activations::{ActivationWriter, Forms, SCALE_COLS};
 pub(crate) use dispatch::{Kernels, Operand, Span, kernels};
 pub(crate) use scratch::{OutputPointer, TAIL_TOKENS, with_scratch};
 

@@ -1,0 +1,198 @@
+//! Speed of the matrix products: `cargo bench -p ktx-kernels --bench linear [-- TYPE…]`.
+//!
+//! Per type: generation (1 token) in GB/s of weights and as a share of the measured read
+//! bandwidth, and prefill (512 tokens) in GFLOP/s and as a share of the measured peak of 8-bit
+//! multiply-adds. `KTX_CPU` forces an instruction set, `KTX_THREADS` the number of threads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ktx_gguf::random_blocks;
+use ktx_kernels::cpu;
+use ktx_kernels::linear::cases::{self, Case};
+use ktx_kernels::linear::{Activations, Precision, WeightRows, matmul};
+use ktx_kernels::pool::ThreadPool;
+
+/// Generation reads this much in all, so that no cache holds it.
+const GENERATION_BYTES: usize = 768 << 20;
+/// Time spent on each figure.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+fn main() {
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
+    let threads = std::env::var("KTX_THREADS")
+        .ok()
+        .and_then(|value| value.parse().ok());
+    let pool = ThreadPool::new(threads.unwrap_or_else(ThreadPool::default_threads));
+    let level = match cpu::requested() {
+        Ok(level) => level,
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(2);
+        }
+    };
+    let bandwidth = read_bandwidth(&pool);
+    let peak = int8_peak(&pool);
+    println!(
+        "{} threads, {level}: reads {bandwidth:.1} GB/s, 8-bit peak {peak:.0} GFLOP/s",
+        pool.threads()
+    );
+    println!("{:8} {:>22} {:>26}", "type", "1 token", "512 tokens");
+    for (one, many) in cases::speed(2048, 1)
+        .into_iter()
+        .zip(cases::speed(2048, 512))
+    {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == one.ty.name()) {
+            continue;
+        }
+        let generation = generation_rate(&pool, one);
+        let prefill = prefill_rate(&pool, many);
+        println!(
+            "{:8} {generation:9.1} GB/s {:4.0} % {prefill:12.0} GFLOP/s {:4.0} %",
+            one.ty.name(),
+            100.0 * generation / bandwidth,
+            100.0 * prefill / peak,
+        );
+    }
+}
+
+/// Calls `work` until the time is up; seconds of the fastest call.
+fn fastest(mut work: impl FnMut()) -> f64 {
+    let begin = Instant::now();
+    let mut best = f64::INFINITY;
+    while begin.elapsed() < PATIENCE {
+        let start = Instant::now();
+        work();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
+}
+
+fn generation_rate(pool: &ThreadPool, case: Case) -> f64 {
+    let matrix_bytes = case.ty.row_bytes(case.cols).unwrap() * case.rows;
+    let matrices = GENERATION_BYTES / matrix_bytes;
+    let one = random_blocks(case.ty, case.rows * case.cols / case.ty.block_len(), 1);
+    let bytes = one.repeat(matrices);
+    let x = activations(pool, case);
+    let mut out = vec![0.0; case.rows];
+    let seconds = fastest(|| {
+        for matrix in bytes.chunks(matrix_bytes) {
+            let w = WeightRows::new(case.ty, case.rows, case.cols, matrix).unwrap();
+            matmul(pool, w, &x, &mut out, case.rows).unwrap();
+        }
+    });
+    bytes.len() as f64 / seconds / 1e9
+}
+
+fn prefill_rate(pool: &ThreadPool, case: Case) -> f64 {
+    let bytes = random_blocks(case.ty, case.rows * case.cols / case.ty.block_len(), 1);
+    let w = WeightRows::new(case.ty, case.rows, case.cols, &bytes).unwrap();
+    let x = activations(pool, case);
+    let mut out = vec![0.0; case.tokens * case.rows];
+    let seconds = fastest(|| matmul(pool, w, &x, &mut out, case.rows).unwrap());
+    2.0 * (case.rows * case.cols * case.tokens) as f64 / seconds / 1e9
+}
+
+fn activations(pool: &ThreadPool, case: Case) -> Activations {
+    let x: Vec<f32> = (0..case.tokens * case.cols)
+        .map(|at| (at as f32 * 0.7).sin())
+        .collect();
+    let mut activations = Activations::default();
+    activations
+        .prepare(pool, &x, case.tokens, case.cols, Precision::Int8)
+        .unwrap();
+    activations
+}
+
+/// Reads a large buffer with all threads, in GB/s.
+fn read_bandwidth(pool: &ThreadPool) -> f64 {
+    let buffer = vec![1u64; GENERATION_BYTES / 8];
+    let part = buffer.len().div_ceil(pool.threads() * 64);
+    let sum = AtomicU64::new(0);
+    let seconds = fastest(|| {
+        pool.run(buffer.len().div_ceil(part), &|task| {
+            let words = &buffer[task * part..buffer.len().min((task + 1) * part)];
+            // Xor has no order, so the compiler reads with vectors of any width.
+            let read = words.iter().fold(0, |all, word| all ^ word);
+            sum.fetch_add(read, Ordering::Relaxed);
+        });
+    });
+    std::hint::black_box(sum.into_inner());
+    (buffer.len() * 8) as f64 / seconds / 1e9
+}
+
+/// The most 8-bit multiply-adds that the cores do, without loads, counted as two operations each.
+fn int8_peak(pool: &ThreadPool) -> f64 {
+    const ROUNDS: usize = 200_000;
+    let seconds = fastest(|| {
+        pool.run(pool.threads(), &|_| {
+            std::hint::black_box(multiply_add_rounds(ROUNDS));
+        });
+    });
+    let (operations, _) = multiply_add_rounds(0);
+    (operations * ROUNDS * pool.threads()) as f64 / seconds / 1e9
+}
+
+/// Runs rounds of independent multiply-adds; returns the operations of a round, and a value that
+/// depends on all of them.
+fn multiply_add_rounds(rounds: usize) -> (usize, i32) {
+    #[cfg(target_arch = "x86_64")]
+    match cpu::level() {
+        // SAFETY: the level is one that this CPU supports.
+        cpu::IsaLevel::Avx512 => return unsafe { x86::vnni(rounds) },
+        // SAFETY: as above.
+        cpu::IsaLevel::Avx2 => return unsafe { x86::avx2(rounds) },
+        cpu::IsaLevel::Portable => {}
+    }
+    let mut sums = [0i32; 64];
+    for round in 0..rounds {
+        let value = std::hint::black_box(round as i16);
+        for sum in &mut sums {
+            *sum += i32::from(value) * i32::from(value);
+        }
+    }
+    (2 * sums.len(), sums.iter().fold(0, |all, sum| all ^ sum))
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    const CHAINS: usize = 16;
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub fn vnni(rounds: usize) -> (usize, i32) {
+        let factor = std::hint::black_box(_mm512_set1_epi8(3));
+        let mut sums = [_mm512_setzero_si512(); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, factor, factor);
+            }
+        }
+        let all = sums
+            .into_iter()
+            .fold(_mm512_setzero_si512(), |a, b| _mm512_xor_si512(a, b));
+        (CHAINS * 128, _mm512_reduce_or_epi32(all))
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn avx2(rounds: usize) -> (usize, i32) {
+        let ones = _mm256_set1_epi16(1);
+        let mut factor = std::hint::black_box(_mm256_set1_epi8(3));
+        let mut sums = [_mm256_setzero_si256(); 8];
+        for _ in 0..rounds {
+            factor = std::hint::black_box(factor);
+            for sum in &mut sums {
+                let pairs = _mm256_maddubs_epi16(factor, _mm256_xor_si256(factor, *sum));
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+            }
+        }
+        let all = sums
+            .into_iter()
+            .fold(_mm256_setzero_si256(), |a, b| _mm256_xor_si256(a, b));
+        (8 * 64, _mm256_extract_epi32::<0>(all))
+    }
+}
