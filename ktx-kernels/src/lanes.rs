@@ -50,6 +50,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn scale_exponent(self, n: Self) -> Self;
     /// Sum of the lanes, in an order fixed per instruction set.
     unsafe fn sum(self) -> f32;
+    /// Largest of the lanes, none of which is NaN.
+    unsafe fn max_lane(self) -> f32;
     /// Sums of four vectors; each equals what [`Lanes::sum`] gives.
     #[inline(always)]
     unsafe fn sum4(v: [Self; 4]) -> [f32; 4] {
@@ -115,6 +117,24 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits(((n + 127) as u32) << 23)
 }
 
+/// A half-precision number without branches, so that the compiler vectorises it: the exponent is
+/// rebased by a multiplication, which handles subnormals, or set for infinities and NaN.
+#[inline(always)]
+fn widen_f16(x: f16) -> f32 {
+    const REBASE: f32 = f32::from_bits((127 + 112) << 23);
+    const INFINITY: u32 = 0x7c00 << 13;
+    let bits = u32::from(x.to_bits());
+    let magnitude = (bits & 0x7fff) << 13;
+    let finite = (f32::from_bits(magnitude) * REBASE).to_bits();
+    let special = magnitude | f32::INFINITY.to_bits();
+    let widened = if magnitude >= INFINITY {
+        special
+    } else {
+        finite
+    };
+    f32::from_bits(widened | (bits & 0x8000) << 16)
+}
+
 impl Lanes for Portable {
     const COUNT: usize = 8;
 
@@ -131,7 +151,7 @@ impl Lanes for Portable {
     unsafe fn load_f16(p: *const f16) -> Self {
         // SAFETY: the caller gives 8 readable elements.
         let halves = unsafe { p.cast::<[f16; 8]>().read_unaligned() };
-        Portable(halves.map(f16::to_f32_const))
+        Portable(halves.map(widen_f16))
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
@@ -184,6 +204,10 @@ impl Lanes for Portable {
     unsafe fn sum(self) -> f32 {
         let [a, b, c, d, e, f, g, h] = self.0;
         ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+    #[inline(always)]
+    unsafe fn max_lane(self) -> f32 {
+        self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 }
 
@@ -295,6 +319,16 @@ impl Lanes for Avx2 {
     unsafe fn sum(self) -> f32 {
         // SAFETY: see the block.
         unsafe { _mm_cvtss_f32(Avx2::sums([self.0; 4])) }
+    }
+    #[inline(always)]
+    unsafe fn max_lane(self) -> f32 {
+        // SAFETY: see the block.
+        unsafe {
+            let high = _mm256_extractf128_ps::<1>(self.0);
+            let four = _mm_max_ps(_mm256_castps256_ps128(self.0), high);
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
     }
     #[inline(always)]
     unsafe fn sum4(v: [Self; 4]) -> [f32; 4] {
@@ -413,6 +447,11 @@ impl Lanes for Avx512 {
         unsafe { _mm_cvtss_f32(Avx2::sums([self.fold(); 4])) }
     }
     #[inline(always)]
+    unsafe fn max_lane(self) -> f32 {
+        // SAFETY: see the block.
+        unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+    #[inline(always)]
     unsafe fn sum4(v: [Self; 4]) -> [f32; 4] {
         let mut out = [0.0; 4];
         // SAFETY: see the block; `out` holds four elements.
@@ -517,3 +556,21 @@ macro_rules! lanes_entry {
     };
 }
 pub(crate) use lanes_entry;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn portable_widening_of_every_half_is_exact() {
+        for bits in 0..=u16::MAX {
+            let x = f16::from_bits(bits);
+            let (actual, expected) = (widen_f16(x), x.to_f32());
+            let same = actual.to_bits() == expected.to_bits();
+            assert!(
+                same || (actual.is_nan() && expected.is_nan()),
+                "{bits:#06x}"
+            );
+        }
+    }
+}

@@ -136,9 +136,8 @@ pub(crate) fn softmax_rows_at(level: IsaLevel, pool: &ThreadPool, x: &mut [f32],
 /// Softmax of one row at the given level.
 pub(crate) fn softmax_row(level: IsaLevel, row: &mut [f32]) {
     assert!(level.is_supported(), "this CPU lacks {level}");
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     // SAFETY: `level` is supported by this CPU.
-    let sum = unsafe { exp_sum_chunk(level, row, max) };
+    let (_, sum) = unsafe { exp_row(level, row, f32::NEG_INFINITY) };
     let inverse = 1.0 / sum;
     for x in row {
         *x *= inverse;
@@ -202,11 +201,11 @@ lanes_entry! {
 }
 
 lanes_entry! {
-    /// `x = exp(x - max)`; the sum of the results.
+    /// As [`exp_row_lanes`].
     ///
     /// # Safety
     /// The level is supported.
-    unsafe fn exp_sum_chunk(x: &mut [f32], max: f32) -> f32 = exp_sum_lanes
+    unsafe fn exp_row(x: &mut [f32], at_least: f32) -> (f32, f32) = exp_row_lanes
 }
 
 /// `x / (1 + exp(-x)) * up` of one vector.
@@ -284,9 +283,39 @@ unsafe fn sigmoid_vector<L: Lanes>(x: L) -> L {
     }
 }
 
-/// `x = exp(x - max)` in place; returns the sum. Used for every softmax, attention's included.
+/// `x = exp(x - max)` in place, where `max` is the largest element or `at_least` if that is larger;
+/// returns `max` and the sum. Used for every softmax, attention's included.
+///
+/// # Safety
+/// The CPU has the instruction set of `L`.
 #[inline(always)]
-pub(crate) unsafe fn exp_sum_lanes<L: Lanes>(x: &mut [f32], max: f32) -> f32 {
+pub(crate) unsafe fn exp_row_lanes<L: Lanes>(x: &mut [f32], at_least: f32) -> (f32, f32) {
+    // SAFETY: as the caller's.
+    unsafe {
+        let max = max_lanes::<L>(x, at_least);
+        (max, exp_sum_lanes::<L>(x, max))
+    }
+}
+
+/// The largest of `at_least` and the elements, NaN ignored.
+#[inline(always)]
+unsafe fn max_lanes<L: Lanes>(x: &[f32], at_least: f32) -> f32 {
+    let mut chunks = x.chunks_exact(L::COUNT);
+    // SAFETY: every chunk has `COUNT` elements. A NaN lane of the first operand of `max` is
+    // passed over, so no lane of `max` becomes NaN.
+    let max = unsafe {
+        let mut max = L::splat(at_least);
+        for chunk in &mut chunks {
+            max = L::load(chunk.as_ptr()).max(max);
+        }
+        max.max_lane()
+    };
+    chunks.remainder().iter().copied().fold(max, f32::max)
+}
+
+/// `x = exp(x - max)` in place; returns the sum.
+#[inline(always)]
+unsafe fn exp_sum_lanes<L: Lanes>(x: &mut [f32], max: f32) -> f32 {
     let len = x.len();
     let whole = len - len % L::COUNT;
     let x = x.as_mut_ptr();

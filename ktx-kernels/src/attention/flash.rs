@@ -16,7 +16,8 @@ const MIN_ROW_TILE: usize = 4;
 /// Positions with a softmax of their own: long enough that merging costs 1 %, short enough that a
 /// context of 4,096 occupies 8 threads.
 pub(super) const PIECE: usize = 512;
-/// Up to so many rows read an F16 page in place; more widen it first.
+/// Up to so many rows read a page in place; more widen or pack it first. (Rows of F32 at a stride
+/// of some KB collide in the first-level cache: packing them gains a fifth on prompts.)
 const IN_PLACE_ROWS: usize = 4;
 /// Tasks per thread below which pieces become tasks of their own.
 const TASKS_PER_THREAD: usize = 2;
@@ -438,10 +439,10 @@ impl Flash<'_> {
         for r in first..tile.rows {
             let row = &mut scores[(r - first) * PAGE_TOKENS..][..keys];
             let (seen, hidden) = row.split_at_mut(keys.min(tile.position(r) + 1 - start));
-            let max = seen.iter().copied().fold(result.max[r], f32::max);
+            let (max, sum) = tile::exp_row(self.level, seen, result.max[r]);
             let factor = rescale(result.max[r], max);
             result.max[r] = max;
-            result.sum[r] = result.sum[r] * factor + tile::exp_sum(self.level, seen, max);
+            result.sum[r] = result.sum[r] * factor + sum;
             hidden.fill(0.0);
             correction[r - first] = factor;
         }
@@ -449,7 +450,8 @@ impl Flash<'_> {
         tile::add_values(self.level, scores, &correction, v, keys, acc, v_dim);
     }
 
-    /// The matrices to multiply with: in place, or widened where enough rows share them.
+    /// The matrices to multiply with: in place, or packed in single precision where enough rows
+    /// share them.
     fn operands<'t>(
         &self,
         tile: KvTile<'t>,
@@ -474,7 +476,8 @@ impl Flash<'_> {
         rows: usize,
         buffer: &'t mut [f32],
     ) -> Rows<'t> {
-        if rows <= IN_PLACE_ROWS || matches!(x.data, KvSlice::F32(_)) {
+        let packed = matches!(x.data, KvSlice::F32(_)) && x.stride == dim;
+        if packed || rows <= IN_PLACE_ROWS {
             return x;
         }
         tile::widen(self.level, x, keys, dim, buffer);

@@ -12,7 +12,7 @@
 use half::f16;
 
 use super::source::Rows;
-use crate::activation::exp_sum_lanes;
+use crate::activation::exp_row_lanes;
 use crate::cpu::IsaLevel;
 use crate::kv::{KvSlice, PAGE_TOKENS};
 use crate::lanes::{Element, Lanes, lanes_entry};
@@ -86,11 +86,12 @@ pub(super) fn add_values(
     }
 }
 
-/// `row = exp(row - max)`; returns the sum.
-pub(super) fn exp_sum(level: IsaLevel, row: &mut [f32], max: f32) -> f32 {
+/// `row = exp(row - max)`, where `max` is the largest of the row and `at_least`; returns `max` and
+/// the sum.
+pub(super) fn exp_row(level: IsaLevel, row: &mut [f32], at_least: f32) -> (f32, f32) {
     assert!(level.is_supported(), "this CPU lacks {level}");
     // SAFETY: the level is supported.
-    unsafe { exp_sum_of(level, row, max) }
+    unsafe { exp_row_of(level, row, at_least) }
 }
 
 /// Widens `keys` rows of `dim` elements into `out` `[keys, dim]`.
@@ -143,7 +144,7 @@ lanes_entry! {
 lanes_entry! {
     /// # Safety
     /// The level is supported.
-    unsafe fn exp_sum_of(row: &mut [f32], max: f32) -> f32 = exp_sum_lanes
+    unsafe fn exp_row_of(row: &mut [f32], at_least: f32) -> (f32, f32) = exp_row_lanes
 }
 
 lanes_entry! {
