@@ -79,29 +79,25 @@ unsafe fn dot_32<const WIDE: bool>(weights: __m256i, x: __m256i) -> __m256i {
 
 /// Transposes 8 x 8 elements of four bytes.
 #[inline(always)]
-unsafe fn transpose_8x8(rows: [__m256i; 8]) -> [__m256i; 8] {
+unsafe fn transpose_8x8(rows: &mut [__m256i; 8]) {
     // SAFETY: register operations of AVX2, which the caller has enabled.
     unsafe {
-        let [a, b, c, d, e, f, g, h] = rows;
-        let quads = |a, b, c, d| {
+        let mut quads = *rows;
+        for half in 0..2 {
+            let at = 4 * half;
+            let (a, b, c, d) = (rows[at], rows[at + 1], rows[at + 2], rows[at + 3]);
             let (ab, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
             let (cd, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
-            [
-                _mm256_unpacklo_epi64(ab, cd),
-                _mm256_unpackhi_epi64(ab, cd),
-                _mm256_unpacklo_epi64(ab_high, cd_high),
-                _mm256_unpackhi_epi64(ab_high, cd_high),
-            ]
-        };
-        let (upper, lower) = (quads(a, b, c, d), quads(e, f, g, h));
-        std::array::from_fn(|col| {
-            let (upper, lower) = (upper[col % 4], lower[col % 4]);
-            if col < 4 {
-                _mm256_permute2x128_si256::<0x20>(upper, lower)
-            } else {
-                _mm256_permute2x128_si256::<0x31>(upper, lower)
-            }
-        })
+            quads[at] = _mm256_unpacklo_epi64(ab, cd);
+            quads[at + 1] = _mm256_unpackhi_epi64(ab, cd);
+            quads[at + 2] = _mm256_unpacklo_epi64(ab_high, cd_high);
+            quads[at + 3] = _mm256_unpackhi_epi64(ab_high, cd_high);
+        }
+        for col in 0..4 {
+            let (upper, lower) = (quads[col], quads[col + 4]);
+            rows[col] = _mm256_permute2x128_si256::<0x20>(upper, lower);
+            rows[col + 4] = _mm256_permute2x128_si256::<0x31>(upper, lower);
+        }
     }
 }
 
@@ -117,14 +113,12 @@ unsafe fn half_tile_codes<const TOKENS: usize, const SUB: usize, const WIDE: boo
 ) {
     // SAFETY: the caller has enabled AVX2 and gives `TOKENS` tokens of `cols` columns.
     unsafe {
-        let out: [*mut f32; TOKENS] = std::array::from_fn(|token| out[token].add(half * LANES));
-        let mut sums: [__m256; TOKENS] = std::array::from_fn(|token| {
-            if first {
-                _mm256_setzero_ps()
-            } else {
-                _mm256_loadu_ps(out[token])
+        let mut sums = [_mm256_setzero_ps(); TOKENS];
+        if !first {
+            for token in 0..TOKENS {
+                sums[token] = _mm256_loadu_ps(out[token].add(half * LANES));
             }
-        });
+        }
         let mut codes = panel.codes.as_ptr().add(half * HALF);
         for sub in 0..cols / SUB {
             let mut dots = [_mm256_setzero_si256(); TOKENS];
@@ -151,7 +145,7 @@ unsafe fn half_tile_codes<const TOKENS: usize, const SUB: usize, const WIDE: boo
             }
         }
         for token in 0..TOKENS {
-            _mm256_storeu_ps(out[token], sums[token]);
+            _mm256_storeu_ps(out[token].add(half * LANES), sums[token]);
         }
     }
 }
@@ -271,10 +265,12 @@ impl Isa for Avx2 {
             for part in (0..cols).step_by(32) {
                 // SAFETY: see the impl.
                 unsafe {
-                    let quads = transpose_8x8(std::array::from_fn(|row| {
-                        let row = rows[half * LANES + row].codes.as_ptr();
-                        _mm256_load_si256(row.add(part).cast())
-                    }));
+                    let mut quads = [_mm256_setzero_si256(); LANES];
+                    for row in 0..LANES {
+                        let codes = rows[half * LANES + row].codes.as_ptr();
+                        quads[row] = _mm256_load_si256(codes.add(part).cast());
+                    }
+                    transpose_8x8(&mut quads);
                     for (index, quad) in quads.into_iter().enumerate() {
                         let at = half * HALF + (col + part) * LANES + index * 32;
                         _mm256_storeu_si256(codes.add(at).cast(), quad);
@@ -314,10 +310,10 @@ impl Isa for Avx2 {
         unsafe {
             let Sums(mut even, mut odd) = sum;
             for col in (0..STEP).step_by(16) {
-                let load = |from: *const f32| _mm256_loadu_ps(from);
-                let weights = weights.as_ptr().add(col);
-                even = _mm256_fmadd_ps(load(weights), load(x.add(col)), even);
-                odd = _mm256_fmadd_ps(load(weights.add(8)), load(x.add(col + 8)), odd);
+                let (weights, x) = (weights.as_ptr().add(col), x.add(col));
+                even = _mm256_fmadd_ps(_mm256_loadu_ps(weights), _mm256_loadu_ps(x), even);
+                let (weights, x) = (weights.add(8), x.add(8));
+                odd = _mm256_fmadd_ps(_mm256_loadu_ps(weights), _mm256_loadu_ps(x), odd);
             }
             Sums(even, odd)
         }
@@ -343,10 +339,12 @@ impl Isa for Avx2 {
             for part in (0..cols).step_by(8) {
                 // SAFETY: see the impl; `cols` is a multiple of 16.
                 unsafe {
-                    let columns = transpose_8x8(std::array::from_fn(|row| {
-                        let row = rows[half * LANES + row].as_ptr();
-                        _mm256_loadu_si256(row.add(part).cast())
-                    }));
+                    let mut columns = [_mm256_setzero_si256(); LANES];
+                    for row in 0..LANES {
+                        let values = rows[half * LANES + row].as_ptr();
+                        columns[row] = _mm256_loadu_si256(values.add(part).cast());
+                    }
+                    transpose_8x8(&mut columns);
                     for (index, column) in columns.into_iter().enumerate() {
                         let at = (part + index) * PANEL_ROWS + half * LANES;
                         _mm256_storeu_si256(panel.add(at).cast(), column);

@@ -82,6 +82,27 @@ unsafe fn quad(codes: *const i8) -> __m512i {
     unsafe { _mm512_set1_epi32(codes.cast::<i32>().read_unaligned()) }
 }
 
+/// The `PART`th 64 columns of a step; `scales` are all that the step has, `lanes` says which
+/// lane takes which.
+#[inline(always)]
+unsafe fn dot_64<const PART: usize>(
+    step: &Step,
+    token: TokenCodes,
+    lanes: &[[i32; 16]; 4],
+    scales: __m512,
+    sum: __m512,
+) -> __m512 {
+    // SAFETY: the caller has enabled the features and gives a token of 256 columns.
+    unsafe {
+        let codes = _mm512_load_si512(step.codes.as_ptr().add(PART * 64).cast());
+        let x = _mm512_loadu_si512(token.codes.add(PART * 64).cast());
+        let dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x);
+        let lanes = _mm512_loadu_si512(lanes[PART].as_ptr().cast());
+        let scale = _mm512_permutexvar_ps(lanes, scales);
+        _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sum)
+    }
+}
+
 /// Transposes 16 x 16 elements of four bytes.
 #[inline(always)]
 unsafe fn transpose_16x16(rows: &mut [__m512i; 16]) {
@@ -95,7 +116,8 @@ unsafe fn transpose_16x16(rows: &mut [__m512i; 16]) {
         }
         let mut quads = pairs;
         for index in 0..4 {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|at| pairs[4 * index + at]);
+            let at = 4 * index;
+            let (a, b, c, d) = (pairs[at], pairs[at + 1], pairs[at + 2], pairs[at + 3]);
             quads[4 * index] = _mm512_unpacklo_epi64(a, c);
             quads[4 * index + 1] = _mm512_unpackhi_epi64(a, c);
             quads[4 * index + 2] = _mm512_unpacklo_epi64(b, d);
@@ -104,7 +126,7 @@ unsafe fn transpose_16x16(rows: &mut [__m512i; 16]) {
         // `quads[4 g + c]` holds, in its four 128-bit lanes, columns c, 4 + c, 8 + c, 12 + c of
         // rows 4 g to 4 g + 3.
         for col in 0..4 {
-            let [a, b, c, d] = [0, 4, 8, 12].map(|at| quads[at + col]);
+            let (a, b, c, d) = (quads[col], quads[col + 4], quads[col + 8], quads[col + 12]);
             let low_ab = _mm512_shuffle_i32x4::<0x88>(a, b);
             let high_ab = _mm512_shuffle_i32x4::<0xdd>(a, b);
             let low_cd = _mm512_shuffle_i32x4::<0x88>(c, d);
@@ -182,18 +204,10 @@ impl Isa for Avx512 {
             } else {
                 &SCALE_LANES_32
             };
-            let part = |index: usize, sum: __m512| {
-                let codes = _mm512_load_si512(step.codes.as_ptr().add(index * 64).cast());
-                let x = _mm512_loadu_si512(token.codes.add(index * 64).cast());
-                let dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x);
-                let lanes = _mm512_loadu_si512(lanes[index].as_ptr().cast());
-                let scale = _mm512_permutexvar_ps(lanes, scales);
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sum)
-            };
-            even = part(0, even);
-            odd = part(1, odd);
-            even = part(2, even);
-            odd = part(3, odd);
+            even = dot_64::<0>(step, token, lanes, scales, even);
+            odd = dot_64::<1>(step, token, lanes, scales, odd);
+            even = dot_64::<2>(step, token, lanes, scales, even);
+            odd = dot_64::<3>(step, token, lanes, scales, odd);
             Sums(even, odd)
         }
     }
@@ -204,9 +218,10 @@ impl Isa for Avx512 {
             // SAFETY: see the impl. Up to 32 columns beyond `cols` are moved too: they are in
             // `rows`, and in the panel, whose columns are a multiple of 64.
             unsafe {
-                let mut quads: [__m512i; 16] = std::array::from_fn(|row| {
-                    _mm512_load_si512(rows[row].codes.as_ptr().add(part).cast())
-                });
+                let mut quads = [_mm512_setzero_si512(); PANEL_ROWS];
+                for row in 0..PANEL_ROWS {
+                    quads[row] = _mm512_load_si512(rows[row].codes.as_ptr().add(part).cast());
+                }
                 transpose_16x16(&mut quads);
                 for (index, quad) in quads.into_iter().enumerate() {
                     let at = (col + part) * PANEL_ROWS + index * 64;
@@ -226,13 +241,12 @@ impl Isa for Avx512 {
     ) {
         // SAFETY: see the impl.
         unsafe {
-            let mut sums: [__m512; TOKENS] = std::array::from_fn(|token| {
-                if first {
-                    _mm512_setzero_ps()
-                } else {
-                    _mm512_loadu_ps(out[token])
+            let mut sums = [_mm512_setzero_ps(); TOKENS];
+            if !first {
+                for token in 0..TOKENS {
+                    sums[token] = _mm512_loadu_ps(out[token]);
                 }
-            });
+            }
             let mut codes = panel.codes.as_ptr();
             for sub in 0..cols / SUB {
                 let mut dots = [_mm512_setzero_si512(); TOKENS];
@@ -268,10 +282,10 @@ impl Isa for Avx512 {
         unsafe {
             let Sums(mut even, mut odd) = sum;
             for col in (0..STEP).step_by(32) {
-                let load = |from: *const f32| _mm512_loadu_ps(from);
-                let weights = weights.as_ptr().add(col);
-                even = _mm512_fmadd_ps(load(weights), load(x.add(col)), even);
-                odd = _mm512_fmadd_ps(load(weights.add(16)), load(x.add(col + 16)), odd);
+                let (weights, x) = (weights.as_ptr().add(col), x.add(col));
+                even = _mm512_fmadd_ps(_mm512_loadu_ps(weights), _mm512_loadu_ps(x), even);
+                let (weights, x) = (weights.add(16), x.add(16));
+                odd = _mm512_fmadd_ps(_mm512_loadu_ps(weights), _mm512_loadu_ps(x), odd);
             }
             Sums(even, odd)
         }
@@ -309,9 +323,10 @@ impl Isa for Avx512 {
         for part in (0..cols).step_by(16) {
             // SAFETY: see the impl; `cols` is a multiple of 16.
             unsafe {
-                let mut block: [__m512i; 16] = std::array::from_fn(|row| {
-                    _mm512_loadu_si512(rows[row].as_ptr().add(part).cast())
-                });
+                let mut block = [_mm512_setzero_si512(); PANEL_ROWS];
+                for row in 0..PANEL_ROWS {
+                    block[row] = _mm512_loadu_si512(rows[row].as_ptr().add(part).cast());
+                }
                 transpose_16x16(&mut block);
                 for (index, column) in block.into_iter().enumerate() {
                     let at = (part + index) * PANEL_ROWS;

@@ -32,8 +32,10 @@ unsafe fn rows_of<K: Isa, W: Widen, const TOKENS: usize>(
     out: *mut f32,
     stride: usize,
 ) {
-    let tokens: [*const f32; TOKENS] =
-        std::array::from_fn(|token| span.x.floats(span.tokens[token] as usize).as_ptr());
+    let mut tokens = [std::ptr::null(); TOKENS];
+    for token in 0..TOKENS {
+        tokens[token] = span.x.floats(span.tokens[token] as usize).as_ptr();
+    }
     let mut step = [0.0; STEP];
     for row in 0..span.rows {
         // SAFETY: `K` is supported, by the caller's promise. A step reads 256 columns of each
@@ -99,14 +101,17 @@ unsafe fn tile<K: Isa, const TOKENS: usize>(
     stride: usize,
     scratch: &Scratch,
 ) -> usize {
-    let tokens: [*const f32; TOKENS] = std::array::from_fn(|index| {
-        span.x.floats(span.tokens[token + index] as usize)[first..].as_ptr()
-    });
+    let mut tokens = [std::ptr::null(); TOKENS];
+    let mut outs = [out; TOKENS];
+    for index in 0..TOKENS {
+        let row = span.x.floats(span.tokens[token + index] as usize);
+        tokens[index] = row[first..].as_ptr();
+        outs[index] = out.wrapping_add(index * stride);
+    }
     // SAFETY: by the promise of `float_panel`'s caller; `cols` columns from `first` on exist.
     unsafe {
-        let out = std::array::from_fn(|index| out.add(index * stride));
         let panel = scratch.float_panel.as_ptr();
-        K::tile_floats::<TOKENS>(panel, cols, &tokens, &out, first == 0);
+        K::tile_floats::<TOKENS>(panel, cols, &tokens, &outs, first == 0);
     }
     TOKENS
 }

@@ -34,8 +34,10 @@ unsafe fn rows_of<K: Isa, U: Unpack, const TOKENS: usize>(
     out: *mut f32,
     stride: usize,
 ) {
-    let tokens: [TokenCodes; TOKENS] =
-        std::array::from_fn(|token| token_codes::<U>(span, span.tokens[token] as usize));
+    let mut tokens = [TokenCodes::NONE; TOKENS];
+    for token in 0..TOKENS {
+        tokens[token] = token_codes::<U>(span, span.tokens[token] as usize);
+    }
     let mut step = Step::ZERO;
     for row in 0..span.rows {
         let blocks = span.row_bytes(row);
@@ -108,28 +110,27 @@ unsafe fn tile<K: Isa, U: Unpack, const TOKENS: usize>(
     stride: usize,
     scratch: &Scratch,
 ) -> usize {
-    let tokens: [TokenCodes; TOKENS] = std::array::from_fn(|index| {
-        advance::<U>(
-            token_codes::<U>(span, span.tokens[token + index] as usize),
-            first,
-        )
-    });
+    let mut tokens = [TokenCodes::NONE; TOKENS];
+    let mut outs = [out; TOKENS];
+    for index in 0..TOKENS {
+        let row = token_codes::<U>(span, span.tokens[token + index] as usize);
+        tokens[index] = advance::<U>(row, first);
+        outs[index] = out.wrapping_add(index * stride);
+    }
+    let panel = &scratch.panel;
     // SAFETY: by the promise of `code_panel`'s caller; `cols` columns from `first` on exist.
     unsafe {
-        let out = std::array::from_fn(|index| out.add(index * stride));
         match (U::SUB, U::WIDE) {
             (16, false) => {
-                K::tile_codes::<TOKENS, 16, false>(&scratch.panel, cols, &tokens, &out, first == 0)
+                K::tile_codes::<TOKENS, 16, false>(panel, cols, &tokens, &outs, first == 0)
             }
             (16, true) => {
-                K::tile_codes::<TOKENS, 16, true>(&scratch.panel, cols, &tokens, &out, first == 0)
+                K::tile_codes::<TOKENS, 16, true>(panel, cols, &tokens, &outs, first == 0)
             }
             (_, false) => {
-                K::tile_codes::<TOKENS, 32, false>(&scratch.panel, cols, &tokens, &out, first == 0)
+                K::tile_codes::<TOKENS, 32, false>(panel, cols, &tokens, &outs, first == 0)
             }
-            (_, true) => {
-                K::tile_codes::<TOKENS, 32, true>(&scratch.panel, cols, &tokens, &out, first == 0)
-            }
+            (_, true) => K::tile_codes::<TOKENS, 32, true>(panel, cols, &tokens, &outs, first == 0),
         }
     }
     TOKENS

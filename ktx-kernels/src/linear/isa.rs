@@ -43,6 +43,15 @@ pub(crate) struct TokenCodes {
     pub(crate) sums: *const f32,
 }
 
+impl TokenCodes {
+    /// To be replaced.
+    pub(crate) const NONE: Self = Self {
+        codes: std::ptr::null(),
+        scales: std::ptr::null(),
+        sums: std::ptr::null(),
+    };
+}
+
 /// What one instruction set brings: the innermost loops of all products.
 ///
 /// The methods are inlined into functions that enable the instruction set's features; that is

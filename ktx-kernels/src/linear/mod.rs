@@ -20,6 +20,11 @@
 //! Each output element is computed by one thread in a fixed order: the number of threads never
 //! changes a bit of the result.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "the loops of kernels index several arrays of one length"
+)]
+
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
