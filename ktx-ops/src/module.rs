@@ -68,16 +68,12 @@ impl Batch {
     }
 
     /// Adds the tokens of one sequence, which stand behind `past` cached ones.
-    pub fn push(&mut self, ids: &[u32], past: usize, pages: &[PageId]) {
-        self.sequences.push(SequenceRows {
-            first_row: self.rows(),
-            tokens: ids.len(),
-            past,
-            pages: pages.to_vec(),
-        });
-        self.positions
-            .extend((past..past + ids.len()).map(|p| p as u32));
-        self.ids.extend_from_slice(ids);
+    pub fn push(&mut self, ids: impl IntoIterator<Item = u32>, past: usize, pages: &[PageId]) {
+        let first_row = self.rows();
+        self.ids.extend(ids);
+        let tokens = self.rows() - first_row;
+        self.positions.extend((past..past + tokens).map(|p| p as u32));
+        self.sequences.push(SequenceRows { first_row, tokens, past, pages: pages.to_vec() });
     }
 }
 

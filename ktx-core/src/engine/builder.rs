@@ -1,0 +1,396 @@
+//! From settings to a plan, and from a plan to a loaded engine.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use ktx_gguf::Gguf;
+use ktx_kernels::cpu;
+use ktx_kernels::device::Device;
+use ktx_kernels::kv::KvType;
+use ktx_kernels::linear::Precision;
+use ktx_kernels::pool::ThreadPool;
+use ktx_models::{ModelDescription, describe};
+use ktx_ops::{LoadProgress, try_registry};
+
+use super::{Engine, Inner, Runtime, runtime};
+use crate::chat::ChatTemplate;
+use crate::error::EngineError;
+use crate::inject::{InjectReport, inject};
+use crate::memory::{Bytes, MemoryEstimate, ModuleWeights, available_host_memory, module_weights};
+use crate::plan::{CheckMode, CheckReport, Plan, check, plan, require_devices};
+use crate::rules::{RuleSet, preset_for, presets};
+use crate::tokenizer::Tokenizer;
+
+/// Context of an engine whose settings name none: longer ones are asked for.
+const DEFAULT_CONTEXT: usize = 8192;
+/// Prompt tokens of one forward call, if not set.
+const DEFAULT_CHUNK: usize = 512;
+/// Sessions whose full context fits at once, if not set.
+const DEFAULT_SESSIONS: usize = 4;
+
+/// Where rules come from.
+#[derive(Debug, Clone, Default)]
+pub enum Rules {
+    /// The preset for the model's architecture.
+    #[default]
+    Preset,
+    /// A preset by its name.
+    Named(String),
+    /// A file.
+    File(PathBuf),
+    /// A text, with a name for messages.
+    Text {
+        /// The rules.
+        text: String,
+        /// What messages call it.
+        name: String,
+    },
+}
+
+/// Whether the plan's devices are used as they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeviceMapping {
+    /// As the rules say.
+    #[default]
+    AsPlanned,
+    /// Every device is the CPU.
+    AllOnCpu,
+}
+
+/// What happens if a model does not fit into memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MemoryCheck {
+    /// It is refused before anything is loaded.
+    #[default]
+    Refuse,
+    /// It is loaded; the system pages weights in and out as it can.
+    Ignore,
+}
+
+/// What an engine is made with, defaults filled in.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Threads of the host.
+    pub threads: usize,
+    /// Tokens that one session holds at most.
+    pub context: usize,
+    /// Prompt tokens of one forward call.
+    pub chunk_size: usize,
+    /// Sessions whose full context fits at once.
+    pub sessions: usize,
+    /// How products take their activations.
+    pub precision: Precision,
+    /// How keys and values are stored.
+    pub kv_type: KvType,
+}
+
+enum Source {
+    File(PathBuf),
+    Opened(Gguf),
+}
+
+/// Settings of a new engine; see [`Engine::builder`].
+#[derive(Default)]
+pub struct EngineBuilder {
+    source: Option<Source>,
+    rules: Rules,
+    mapping: DeviceMapping,
+    default_device: Option<String>,
+    threads: Option<usize>,
+    context: Option<usize>,
+    chunk_size: Option<usize>,
+    sessions: Option<usize>,
+    precision: Precision,
+    kv_type: Option<KvType>,
+    memory: MemoryCheck,
+}
+
+impl EngineBuilder {
+    /// The model's GGUF file; of a split one, any part.
+    pub fn model(mut self, path: impl AsRef<Path>) -> Self {
+        self.source = Some(Source::File(path.as_ref().to_owned()));
+        self
+    }
+
+    /// A model that is opened already.
+    pub fn gguf(mut self, gguf: Gguf) -> Self {
+        self.source = Some(Source::Opened(gguf));
+        self
+    }
+
+    /// Where the rules come from.
+    pub fn rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// Whether the plan's devices are used as they are.
+    pub fn devices(mut self, mapping: DeviceMapping) -> Self {
+        self.mapping = mapping;
+        self
+    }
+
+    /// The device of modules that no rule matches; if not set, the best one that is there.
+    pub fn default_device(mut self, device: &str) -> Self {
+        self.default_device = Some(device.to_owned());
+        self
+    }
+
+    /// Threads of the host, from 1; if not set, as many as this process may use.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Tokens that one session holds at most; if not set, the model's context up to 8192.
+    pub fn context(mut self, tokens: usize) -> Self {
+        self.context = Some(tokens);
+        self
+    }
+
+    /// Prompt tokens of one forward call; if not set, 512.
+    pub fn chunk_size(mut self, tokens: usize) -> Self {
+        self.chunk_size = Some(tokens);
+        self
+    }
+
+    /// Sessions whose full context fits at once; if not set, 4. Memory is taken as it is used.
+    pub fn sessions(mut self, sessions: usize) -> Self {
+        self.sessions = Some(sessions);
+        self
+    }
+
+    /// How products take their activations; [`Precision::F32`] is for debugging an operator.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// How keys and values are stored; if not set, F16, and F32 with [`Precision::F32`].
+    pub fn kv_type(mut self, kv_type: KvType) -> Self {
+        self.kv_type = Some(kv_type);
+        self
+    }
+
+    /// What happens if the model does not fit.
+    pub fn memory_check(mut self, check: MemoryCheck) -> Self {
+        self.memory = check;
+        self
+    }
+
+    /// Opens the file, applies the rules, and checks the result; reads no weight.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the file is not supported or the rules cannot be applied to it.
+    pub fn plan(self) -> Result<PlannedModel, EngineError> {
+        let registry = try_registry()?;
+        cpu::requested()?;
+        let gguf = match self.source {
+            Some(Source::Opened(gguf)) => gguf,
+            Some(Source::File(path)) => Gguf::open(path)?,
+            None => {
+                return Err(EngineError::Setting { name: "model", value: 0, range: "name a model's file" });
+            }
+        };
+        let description = describe(&gguf)?;
+        let (rules, rules_name) = read_rules(&self.rules, &description.architecture)?;
+        let default_device = self.default_device.unwrap_or_else(|| Device::CPU.to_string());
+        let mut plan = plan(&description.tree, &rules, &default_device)?;
+        if self.mapping == DeviceMapping::AllOnCpu {
+            plan.map_devices_to_cpu(registry);
+        }
+        let report = check(&plan, &description.tree, registry, CheckMode::Model);
+        let settings = Settings {
+            threads: positive("threads", self.threads.unwrap_or(ThreadPool::default_threads().get()))?,
+            context: positive("context", self.context.unwrap_or(description.context_length.min(DEFAULT_CONTEXT)))?,
+            chunk_size: positive("chunk_size", self.chunk_size.unwrap_or(DEFAULT_CHUNK))?,
+            sessions: positive("sessions", self.sessions.unwrap_or(DEFAULT_SESSIONS))?,
+            precision: self.precision,
+            kv_type: self.kv_type.unwrap_or(match self.precision {
+                Precision::F32 => KvType::F32,
+                _ => KvType::F16,
+            }),
+        };
+        Ok(PlannedModel { gguf, description, rules_name, plan, report, settings, memory: self.memory })
+    }
+
+    /// Plans and loads.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the model cannot be opened, planned, or loaded.
+    pub fn load(self) -> Result<Engine, EngineError> {
+        self.plan()?.load(&mut |_| true)
+    }
+}
+
+/// A setting from 1 to what any model could use.
+fn positive(name: &'static str, value: usize) -> Result<usize, EngineError> {
+    match value {
+        1..=16_777_216 => Ok(value),
+        _ => Err(EngineError::Setting { name, value, range: "1 to 16777216 are allowed" }),
+    }
+}
+
+fn read_rules(rules: &Rules, architecture: &str) -> Result<(RuleSet, String), EngineError> {
+    let preset = |preset: &crate::rules::Preset| {
+        let name = format!("preset {}", preset.name);
+        RuleSet::parse(preset.text, &name).map(|rules| (rules, name)).map_err(EngineError::from)
+    };
+    match rules {
+        Rules::File(path) => Ok((RuleSet::from_path(path)?, path.display().to_string())),
+        Rules::Text { text, name } => Ok((RuleSet::parse(text, name)?, name.clone())),
+        Rules::Preset => match preset_for(architecture) {
+            Some(found) => preset(found),
+            None => Ok((RuleSet::parse("[]", "no rules")?, "no rules: every module keeps its default".to_owned())),
+        },
+        Rules::Named(name) => match presets().iter().find(|p| p.name == name) {
+            Some(found) => preset(found),
+            None => Err(EngineError::Preset {
+                name: name.clone(),
+                known: presets().iter().map(|p| p.name).collect::<Vec<_>>().join(", "),
+            }),
+        },
+    }
+}
+
+/// A model with its plan, before anything is loaded.
+pub struct PlannedModel {
+    gguf: Gguf,
+    description: ModelDescription,
+    rules_name: String,
+    plan: Plan,
+    report: CheckReport,
+    settings: Settings,
+    memory: MemoryCheck,
+}
+
+impl PlannedModel {
+    /// What the file describes.
+    pub fn description(&self) -> &ModelDescription {
+        &self.description
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// Where the rules came from, in words.
+    pub fn rules_name(&self) -> &str {
+        &self.rules_name
+    }
+
+    /// Which operator goes where, and why.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What the operators say to the plan.
+    pub fn report(&self) -> &CheckReport {
+        &self.report
+    }
+
+    /// The settings, defaults filled in.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Refuses a plan with errors, or with devices that are not there.
+    ///
+    /// # Errors
+    /// [`EngineError::Check`] or [`EngineError::Device`].
+    pub fn require(&self) -> Result<(), EngineError> {
+        if !self.report.is_ok() {
+            return Err(EngineError::Check(self.report.clone()));
+        }
+        Ok(require_devices(&self.plan, &[Device::CPU], try_registry()?)?)
+    }
+
+    /// The weights of every module that has some.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape than the metadata say.
+    pub fn module_weights(&self) -> Result<Vec<ModuleWeights>, EngineError> {
+        Ok(module_weights(&self.description.tree, &self.plan, &self.gguf)?)
+    }
+
+    /// The memory that loading it takes, with the cache of one session.
+    ///
+    /// # Errors
+    /// If the plan cannot be carried out.
+    pub fn estimate(&self) -> Result<MemoryEstimate, EngineError> {
+        let (runtime, _) = self.inject()?;
+        self.estimate_of(&runtime)
+    }
+
+    fn inject(&self) -> Result<(runtime::Parts, InjectReport), EngineError> {
+        self.require()?;
+        let (children, report) = inject(&self.description.tree, &self.plan, &self.gguf)?;
+        Ok((runtime::Parts::new(children, &self.settings, &self.description)?, report))
+    }
+
+    fn estimate_of(&self, parts: &runtime::Parts) -> Result<MemoryEstimate, EngineError> {
+        let mut estimate = MemoryEstimate::default();
+        for weights in self.module_weights()? {
+            estimate.devices.entry(weights.device).or_default().weights += weights.bytes;
+        }
+        let host = estimate.devices.entry(Device::CPU).or_default();
+        host.kv += parts.kv_bytes(&self.settings);
+        host.scratch += parts.scratch_bytes();
+        Ok(estimate)
+    }
+
+    /// Loads the weights. `progress` is called after each tensor and stops the load by returning false.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the plan has errors, a tensor is missing, or memory does not suffice.
+    pub fn load(self, progress: &mut dyn FnMut(LoadProgress) -> bool) -> Result<Engine, EngineError> {
+        let (parts, report) = self.inject()?;
+        if self.memory == MemoryCheck::Refuse {
+            self.require_memory(&self.estimate_of(&parts)?)?;
+        }
+        let tokenizer = Tokenizer::from_metadata(self.gguf.metadata())?;
+        let template = ChatTemplate::from_metadata(self.gguf.metadata());
+        let threads = NonZeroUsize::new(self.settings.threads).unwrap_or(NonZeroUsize::MIN);
+        let runtime = Runtime::load(parts, &self.settings, ThreadPool::new(threads), &self.gguf, progress)?;
+        Ok(Engine {
+            inner: Arc::new(Inner {
+                description: self.description,
+                plan: self.plan,
+                report,
+                tokenizer,
+                template,
+                settings: self.settings,
+                runtime: Mutex::new(runtime),
+            }),
+        })
+    }
+
+    fn require_memory(&self, estimate: &MemoryEstimate) -> Result<(), EngineError> {
+        let Some(available) = available_host_memory() else { return Ok(()) };
+        let host = estimate.host();
+        if host.total() <= available {
+            return Ok(());
+        }
+        let context = self.settings.context;
+        let fixed = host.weights + host.scratch;
+        let per_token = host.kv / context as u64;
+        let advice = match available.checked_sub(fixed).and_then(|left| left.checked_div(per_token)) {
+            Some(tokens) if tokens >= 64 => format!("a context of {} would fit (--context)", tokens / 64 * 64),
+            _ => "take a smaller quantisation of the model, or load it all the same and let the system page \
+                  (--ignore-memory)"
+                .to_owned(),
+        };
+        Err(EngineError::NotEnoughMemory {
+            needed: Bytes(host.total()),
+            weights: Bytes(host.weights),
+            kv: Bytes(host.kv),
+            scratch: Bytes(host.scratch),
+            available: Bytes(available),
+            context,
+            advice,
+        })
+    }
+}
+

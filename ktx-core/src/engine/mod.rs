@@ -1,0 +1,93 @@
+//! The engine: a model that is loaded, and what its sessions share.
+
+mod builder;
+mod runtime;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ktx_models::ModelDescription;
+
+pub use builder::{DeviceMapping, EngineBuilder, MemoryCheck, PlannedModel, Rules, Settings};
+pub(crate) use runtime::{Runtime, pages_for};
+
+use crate::chat::ChatTemplate;
+use crate::error::EngineError;
+use crate::inject::InjectReport;
+use crate::plan::Plan;
+use crate::session::Session;
+use crate::tokenizer::Tokenizer;
+
+/// A loaded model. Cheap to clone; sessions of one engine share weights, threads and cache pages.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) description: ModelDescription,
+    pub(crate) plan: Plan,
+    pub(crate) report: InjectReport,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: Result<ChatTemplate, crate::chat::ChatError>,
+    pub(crate) settings: Settings,
+    pub(crate) runtime: Mutex<Runtime>,
+}
+
+impl Engine {
+    /// Loads a GGUF file with the preset of its architecture and default settings.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the file cannot be read, is not supported, or does not fit.
+    pub fn open(model: impl AsRef<std::path::Path>) -> Result<Self, EngineError> {
+        Self::builder().model(model).load()
+    }
+
+    /// Settings of a new engine.
+    pub fn builder() -> EngineBuilder {
+        EngineBuilder::default()
+    }
+
+    /// A new conversation or text, with nothing in it.
+    pub fn session(&self) -> Session {
+        Session::new(Arc::clone(&self.inner))
+    }
+
+    /// What the model's file describes.
+    pub fn description(&self) -> &ModelDescription {
+        &self.inner.description
+    }
+
+    /// Which operator is where, and why.
+    pub fn plan(&self) -> &Plan {
+        &self.inner.plan
+    }
+
+    /// What was injected where.
+    pub fn report(&self) -> &InjectReport {
+        &self.inner.report
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.tokenizer
+    }
+
+    /// The model's chat template, if it has one.
+    ///
+    /// # Errors
+    /// Why it has none, or one that cannot be used.
+    pub fn template(&self) -> Result<&ChatTemplate, &crate::chat::ChatError> {
+        self.inner.template.as_ref()
+    }
+
+    /// The settings that it was made with, defaults filled in.
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+}
+
+impl Inner {
+    pub(crate) fn runtime(&self) -> Result<MutexGuard<'_, Runtime>, EngineError> {
+        self.runtime.lock().map_err(|_| EngineError::Poisoned)
+    }
+}
