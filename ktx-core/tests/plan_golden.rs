@@ -105,7 +105,7 @@ fn python_type(error: &RuleError) -> &'static str {
 
 fn outcome(tree: &Module, rules: &str, device: &str) -> Result<Plan, RuleError> {
     let rules = RuleSet::parse(rules, "case.yaml")?;
-    plan(tree, &rules, device).map_err(|PlanError::Rule { source, .. }| source)
+    plan(tree, &rules, device).map_err(|PlanError::Rule { source, .. }| *source)
 }
 
 #[test]

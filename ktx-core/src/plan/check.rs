@@ -100,10 +100,10 @@ impl Checker<'_> {
         } else if entry.path.is_empty() {
             let (location, rule) = (rule.location.clone(), rule.clone());
             self.report.warnings.push(Problem::Root { location, rule });
-        } else if let Some(operator) = operator.filter(|op| op.role != module.role()) {
-            if !matches!(module.spec, Spec::Opaque) {
-                self.wrong_role(entry, rule, location, operator);
-            }
+        } else if let Some(operator) = operator.filter(|op| op.role != module.role())
+            && !matches!(module.spec, Spec::Opaque)
+        {
+            self.wrong_role(entry, rule, location, operator);
         }
     }
 

@@ -36,7 +36,7 @@ pub enum PlanError {
         /// The module.
         path: String,
         /// What is wrong with the rule.
-        source: RuleError,
+        source: Box<RuleError>,
     },
 }
 
@@ -169,6 +169,7 @@ pub fn plan(tree: &Module, rules: &RuleSet, default_device: &str) -> Result<Plan
 struct Planner<'a> {
     tree: &'a Module,
     rules: &'a [Rule],
+    is_preset: bool,
     classes: ClassTable<'a>,
     descent: Descent<'a>,
     /// Proper path of each rule's class, looked up when it is first needed.
@@ -196,10 +197,12 @@ enum Fate {
 
 impl<'a> Planner<'a> {
     fn new(tree: &'a Module, rules: &'a RuleSet, registry: Option<&'a Registry>) -> Self {
+        let is_preset = rules.is_preset();
         let rules = rules.rules();
         Self {
             tree,
             rules,
+            is_preset,
             classes: ClassTable::new(tree, registry),
             descent: Descent::default(),
             resolved: vec![None; rules.len()],
@@ -253,7 +256,7 @@ impl<'a> Planner<'a> {
             let reached = self.matches(index, module);
             if reached.map_err(|source| PlanError::Rule {
                 path: module.path.clone(),
-                source,
+                source: Box::new(source),
             })? {
                 return Ok(Some(index));
             }
@@ -306,7 +309,7 @@ impl<'a> Planner<'a> {
         };
         let wrong = |source: &RuleError| PlanError::Rule {
             path: module.path.clone(),
-            source: source.clone(),
+            source: Box::new(source.clone()),
         };
         let replace = rule.replace.as_ref().map_err(wrong)?;
         entry.class.clone_from(&replace.class);

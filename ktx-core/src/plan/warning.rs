@@ -200,7 +200,7 @@ impl<'a> Planner<'a> {
                     .cloned()
                     .map(PlanWarning::Note),
             );
-            if trace.matched[index] == 0 {
+            if trace.matched[index] == 0 && !self.is_preset {
                 warnings.push(self.dead_rule(index, trace));
             }
         }
@@ -347,10 +347,9 @@ fn layer_holes(tree: &Module, plan: &Plan) -> Vec<PlanWarning> {
         } else if let Some(named) = entry
             .kwarg("generate_device")
             .and_then(|v| v.as_str()?.parse::<Device>().ok())
+            && named.kind() != DeviceKind::Cpu
         {
-            if named.kind() != DeviceKind::Cpu {
-                *layer.named.entry(named).or_default() += 1;
-            }
+            *layer.named.entry(named).or_default() += 1;
         }
     }
     let mut before = None;

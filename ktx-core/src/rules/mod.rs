@@ -36,6 +36,7 @@ const MAX_FILE: usize = 1 << 20;
 pub struct RuleSet {
     file: Arc<str>,
     rules: Vec<Rule>,
+    is_preset: bool,
 }
 
 /// One rule, with all that is wrong with it.
@@ -193,7 +194,11 @@ impl RuleSet {
         }
         let file: Arc<str> = file_name.into();
         let rules = parse::rules(text, &file)?;
-        Ok(Self { file, rules })
+        Ok(Self {
+            file,
+            rules,
+            is_preset: false,
+        })
     }
 
     /// Reads a rule file.
@@ -228,6 +233,24 @@ impl RuleSet {
                 offset: e.utf8_error().valid_up_to(),
             }),
         }
+    }
+
+    /// Reads a preset. Its rules are for several families of models, so one that matches no module of
+    /// the model at hand is no reason for a warning.
+    ///
+    /// # Errors
+    /// As [`RuleSet::parse`].
+    pub fn from_preset(preset: &Preset) -> Result<Self, RuleError> {
+        let rules = Self::parse(preset.text, &format!("preset {}", preset.name))?;
+        Ok(Self {
+            is_preset: true,
+            ..rules
+        })
+    }
+
+    /// Whether this came with the program.
+    pub fn is_preset(&self) -> bool {
+        self.is_preset
     }
 
     /// The file's name.

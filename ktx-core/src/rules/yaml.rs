@@ -334,7 +334,7 @@ fn tagged(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Result<Scalar, S
         | (Some("float"), value @ Scalar::Float(_)) => Ok(value),
         (Some("float"), Scalar::Int(n)) => Ok(Scalar::Float(n.as_f64().unwrap_or(f64::INFINITY))),
         (Some(_), _) => Err(format!("`{text}` is not what its tag `{tag}` says")),
-        (None, _) if tag.to_string() == "!" => Ok(Scalar::Text(text.to_owned())),
+        (None, value) if tag.to_string() == "!" => Ok(value),
         (None, _) => Err(format!("the tag `{tag}` means nothing in a rule file")),
     }
 }
