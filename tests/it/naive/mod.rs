@@ -1,13 +1,16 @@
 //! A second implementation of every architecture, for tests: plain loops in double precision over dequantised
 //! weights, the whole sequence at once, no cache. It shares no code with the engine but the GGUF reader.
 //!
-//! It is written to be checked by reading, not to be fast. `pip.rs` proves it against transformers' output.
+//! It is written to be checked by reading, not to be fast. `pip.rs` and `transformers.rs` prove it
+//! against transformers' output.
 
 mod attention;
 mod ffn;
 mod matrix;
+pub mod measure;
 mod pip;
 mod rope;
+mod transformers;
 mod weights;
 
 use attention::{GroupedAttention, LatentAttention};

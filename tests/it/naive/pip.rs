@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ktx_gguf::Gguf;
 use serde_json::Value;
 
+use super::measure::{ids, nmse, numbers};
 use super::{Model, Trace};
 
 /// Single precision against double; the goldens keep six digits of the hidden states.
@@ -13,29 +14,6 @@ const TOLERANCE: f64 = 1e-9;
 
 fn models() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models")
-}
-
-fn numbers(value: &Value) -> Vec<f64> {
-    let array = value.as_array().expect("an array");
-    array
-        .iter()
-        .map(|x| x.as_f64().expect("a number"))
-        .collect()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    numbers(value).into_iter().map(|id| id as u32).collect()
-}
-
-/// Mean square of the difference over mean square of the expectation.
-fn nmse(found: &[f64], expected: &[f64]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let error: f64 = found
-        .iter()
-        .zip(expected)
-        .map(|(f, e)| (f - e).powi(2))
-        .sum();
-    error / expected.iter().map(|e| e * e).sum::<f64>()
 }
 
 fn assert_close(what: &str, found: &[f64], expected: &Value) {
