@@ -60,6 +60,24 @@ pub(crate) unsafe fn quantize(values: &[f32], row: QuantizedRow<'_>) {
     activations::quantize_row(values, row);
 }
 
+/// A byte per bit, all ones where it is set.
+#[inline(always)]
+unsafe fn spread(bits: u32) -> __m256i {
+    // SAFETY: register operations of AVX2, which the caller has enabled.
+    unsafe {
+        let byte_of_lane = _mm256_setr_epi64x(
+            0,
+            0x0101_0101_0101_0101,
+            0x0202_0202_0202_0202,
+            0x0303_0303_0303_0303,
+        );
+        let bit_of_lane = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+        let bytes = _mm256_set1_epi32(bits.cast_signed());
+        let bytes = _mm256_shuffle_epi8(bytes, byte_of_lane);
+        _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit_of_lane), bit_of_lane)
+    }
+}
+
 /// Products of 32 weights' and token's codes, summed by fours. `weights` are unsigned, up to 127,
 /// or, when `WIDE`, unsigned up to 255 and taken as `code - 128`.
 #[inline(always)]
@@ -195,6 +213,12 @@ impl Isa for Avx2 {
     const SIGNED_WIDE: bool = true;
 
     #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch of an invalid address does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn zero() -> Sums {
         // SAFETY: see the impl.
         unsafe { Sums(_mm256_setzero_ps(), _mm256_setzero_ps()) }
@@ -221,6 +245,28 @@ impl Isa for Avx2 {
                 let values = _mm256_shuffle_epi8(table, indices);
                 _mm256_storeu_si256(chunk.as_mut_ptr().cast(), values);
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_where(bits: u32, value: u8, codes: &mut [u8; 32]) {
+        // SAFETY: see the impl.
+        unsafe {
+            let at = codes.as_mut_ptr().cast();
+            let added = _mm256_and_si256(spread(bits), _mm256_set1_epi8(value.cast_signed()));
+            _mm256_storeu_si256(at, _mm256_add_epi8(_mm256_loadu_si256(at), added));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn centre_signed(bits: u32, codes: &mut [u8; 32]) {
+        // SAFETY: see the impl.
+        unsafe {
+            let at = codes.as_mut_ptr().cast();
+            let negative = spread(bits);
+            let flipped = _mm256_xor_si256(_mm256_loadu_si256(at), negative);
+            let signed = _mm256_sub_epi8(flipped, negative);
+            _mm256_storeu_si256(at, _mm256_add_epi8(signed, _mm256_set1_epi8(64)));
         }
     }
 

@@ -151,6 +151,12 @@ impl Isa for Avx512 {
     const SIGNED_WIDE: bool = false;
 
     #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch of an invalid address does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn zero() -> Sums {
         // SAFETY: see the impl.
         unsafe { Sums(_mm512_setzero_ps(), _mm512_setzero_ps()) }
@@ -172,6 +178,28 @@ impl Isa for Avx512 {
                 let values = _mm256_shuffle_epi8(table, indices);
                 _mm256_storeu_si256(chunk.as_mut_ptr().cast(), values);
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_where(bits: u32, value: u8, codes: &mut [u8; 32]) {
+        // SAFETY: see the impl.
+        unsafe {
+            let at = codes.as_mut_ptr().cast();
+            let added = _mm256_maskz_set1_epi8(bits, value.cast_signed());
+            _mm256_storeu_si256(at, _mm256_add_epi8(_mm256_loadu_si256(at), added));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn centre_signed(bits: u32, codes: &mut [u8; 32]) {
+        // SAFETY: see the impl.
+        unsafe {
+            let at = codes.as_mut_ptr().cast();
+            let (magnitudes, centre) = (_mm256_loadu_si256(at), _mm256_set1_epi8(64));
+            let positive = _mm256_add_epi8(centre, magnitudes);
+            let signed = _mm256_mask_sub_epi8(positive, bits, centre, magnitudes);
+            _mm256_storeu_si256(at, signed);
         }
     }
 

@@ -3,6 +3,7 @@
 use super::MAX_ROW_TOKENS;
 use super::dispatch::Span;
 use super::float::Widen;
+use super::int8_kernels::prefetch;
 use super::isa::{Isa, MAX_TILE, STEP};
 use super::scratch::{FLOAT_CHUNK_COLS, Scratch};
 
@@ -43,6 +44,7 @@ unsafe fn rows_of<K: Isa, W: Widen, const TOKENS: usize>(
         unsafe {
             let mut sums = [K::zero(); TOKENS];
             for (index, columns) in span.row_bytes(row).chunks(step_bytes(span)).enumerate() {
+                prefetch::<K>(columns);
                 widen_step::<W>(span, columns, &mut step);
                 for token in 0..TOKENS {
                     let x = tokens[token].wrapping_add(index * STEP);

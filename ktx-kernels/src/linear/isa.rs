@@ -64,12 +64,21 @@ pub(crate) trait Isa {
     /// Whether 8-bit products read codes of wide types (above 127) as signed, `code - 128`.
     const SIGNED_WIDE: bool;
 
+    /// Asks for the cache line at `address`, which need not be valid.
+    unsafe fn prefetch(address: *const u8);
+
     unsafe fn zero() -> Self::Sum;
     /// Adds up the partial sums.
     unsafe fn total(sum: Self::Sum) -> f32;
 
     /// Replaces each code, below 16, by its entry of `table`.
     unsafe fn look_up(table: &[u8; 16], codes: &mut [u8]);
+
+    /// Adds `value` to the codes whose bits are set.
+    unsafe fn add_where(bits: u32, value: u8, codes: &mut [u8; 32]);
+
+    /// Gives codes, magnitudes below 64, the signs in `bits` (set is negative), and adds 64.
+    unsafe fn centre_signed(bits: u32, codes: &mut [u8; 32]);
 
     /// Adds the product of [`STEP`] columns of a row and of a token to `sum`. `SUB` is the
     /// columns per scale, `WIDE` whether codes exceed 127.

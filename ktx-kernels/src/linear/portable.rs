@@ -62,6 +62,9 @@ impl Isa for Portable {
     const SIGNED_WIDE: bool = false;
 
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
     unsafe fn zero() -> [f32; LANES] {
         [0.0; LANES]
     }
@@ -82,6 +85,29 @@ impl Isa for Portable {
     unsafe fn look_up(table: &[u8; 16], codes: &mut [u8]) {
         for code in codes {
             *code = table[usize::from(*code & 15)];
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_where(bits: u32, value: u8, codes: &mut [u8; 32]) {
+        for (byte, bits) in bits.to_le_bytes().into_iter().enumerate() {
+            for bit in 0..8 {
+                codes[byte * 8 + bit] += value * ((bits >> bit) & 1);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn centre_signed(bits: u32, codes: &mut [u8; 32]) {
+        for (byte, bits) in bits.to_le_bytes().into_iter().enumerate() {
+            for bit in 0..8 {
+                let code = &mut codes[byte * 8 + bit];
+                *code = if (bits >> bit) & 1 == 0 {
+                    64 + *code
+                } else {
+                    64 - *code
+                };
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use ktx_gguf::tables::{
 
 use super::super::isa::Isa;
 use super::legacy::{nibbles, symmetric};
-use super::{Unpack, bytes, bytes_mut, half_at, u16_at, u32_at};
+use super::{Unpack, bytes, half_at, part_mut, u16_at, u32_at};
 
 /// The levels of IQ4, shifted by 128.
 static IQ4_LEVELS: [u8; 16] = {
@@ -47,7 +47,7 @@ macro_rules! code_book_type {
 code_book_type!(
     /// `d * level`.
     IQ4_NL, block 32, bytes 18, sub 32, wide true, |K, block, codes, scales, offsets| {
-        let codes = bytes_mut::<32>(codes, 0);
+        let codes = part_mut::<_, 32>(codes, 0);
         nibbles(bytes(block, 2), codes);
         // SAFETY: the CPU supports `K`, by the caller's promise.
         unsafe { K::look_up(&IQ4_LEVELS, codes) };
@@ -61,7 +61,7 @@ code_book_type!(
         let d = half_at(block, 0);
         let (high, low) = (u16_at(block, 2), u32_at(block, 4));
         for index in 0..8 {
-            let codes = bytes_mut::<32>(codes, index * 32);
+            let codes = part_mut::<_, 32>(codes, index * 32);
             nibbles(bytes(block, 8 + index * 16), codes);
             let scale = (low >> (4 * index)) & 15 | ((u32::from(high) >> (2 * index)) & 3) << 4;
             (scales[index], offsets[index]) = symmetric(d * (scale as f32 - 32.0), 128.0);
@@ -78,11 +78,12 @@ code_book_type!(
         for index in 0..8 {
             let entries = bytes::<4>(block, 2 + index * 8);
             let rest = u32_at(block, 6 + index * 8);
+            let codes = part_mut(codes, index * 32);
             for (group, entry) in entries.iter().enumerate() {
-                let signs = EVEN_SIGNS[(rest >> (7 * group)) as usize & 127];
-                let values = IQ2XXS_GRID[usize::from(*entry)];
-                *bytes_mut(codes, index * 32 + group * 8) = signed_group(values, signs);
+                *part_mut(codes, group * 8) = IQ2XXS_GRID[usize::from(*entry)].to_le_bytes();
             }
+            // SAFETY: the CPU supports `K`, by the caller's promise.
+            unsafe { K::centre_signed(even_signs(rest), codes) };
             let scale = d * (0.5 + (rest >> 28) as f32) * 0.25;
             (scales[index], offsets[index]) = symmetric(scale, 64.0);
         }
@@ -92,11 +93,16 @@ code_book_type!(
 code_book_type!(
     /// Groups of eight; nine bits of index and seven of signs.
     IQ2_XS, block 256, bytes 74, sub 16, wide false, |K, block, codes, scales, offsets| {
-        for group in 0..32 {
-            let packed = u16_at(block, 2 + group * 2);
-            let signs = EVEN_SIGNS[usize::from(packed >> 9)];
-            let values = IQ2XS_GRID[usize::from(packed & 511)];
-            *bytes_mut(codes, group * 8) = signed_group(values, signs);
+        for index in 0..8 {
+            let codes = part_mut(codes, index * 32);
+            let mut signs = [0; 4];
+            for group in 0..4 {
+                let packed = u16_at(block, 2 + index * 8 + group * 2);
+                signs[group] = EVEN_SIGNS[usize::from(packed >> 9)];
+                *part_mut(codes, group * 8) = IQ2XS_GRID[usize::from(packed & 511)].to_le_bytes();
+            }
+            // SAFETY: the CPU supports `K`, by the caller's promise.
+            unsafe { K::centre_signed(u32::from_le_bytes(signs), codes) };
         }
         quarter_scales(half_at(block, 0), bytes(block, 66), scales, offsets);
     }
@@ -105,11 +111,16 @@ code_book_type!(
 code_book_type!(
     /// Groups of eight; ten bits of index, signs in bytes of their own.
     IQ2_S, block 256, bytes 82, sub 16, wide false, |K, block, codes, scales, offsets| {
-        for group in 0..32 {
-            let high = u32::from(block[66 + group / 4]) >> (2 * (group % 4)) & 3;
-            let entry = u32::from(block[2 + group]) | high << 8;
-            let values = IQ2S_GRID[entry as usize];
-            *bytes_mut(codes, group * 8) = signed_group(values, block[34 + group]);
+        for index in 0..8 {
+            let codes = part_mut(codes, index * 32);
+            let entries = bytes::<4>(block, 2 + index * 4);
+            let high = usize::from(block[66 + index]);
+            for group in 0..4 {
+                let entry = usize::from(entries[group]) | (high >> (2 * group) & 3) << 8;
+                *part_mut(codes, group * 8) = IQ2S_GRID[entry].to_le_bytes();
+            }
+            // SAFETY: the CPU supports `K`, by the caller's promise.
+            unsafe { K::centre_signed(u32_at(block, 34 + index * 4), codes) };
         }
         quarter_scales(half_at(block, 0), bytes(block, 74), scales, offsets);
     }
@@ -131,12 +142,12 @@ code_book_type!(
         for index in 0..8 {
             let entries = bytes::<8>(block, 2 + index * 8);
             let rest = u32_at(block, 66 + index * 4);
-            for group in 0..4 {
-                let signs = EVEN_SIGNS[(rest >> (7 * group)) as usize & 127];
-                let low = u64::from(IQ3XXS_GRID[usize::from(entries[2 * group])]);
-                let high = u64::from(IQ3XXS_GRID[usize::from(entries[2 * group + 1])]);
-                *bytes_mut(codes, index * 32 + group * 8) = signed_group(low | high << 32, signs);
+            let codes = part_mut(codes, index * 32);
+            for (group, entry) in entries.iter().enumerate() {
+                *part_mut(codes, group * 4) = IQ3XXS_GRID[usize::from(*entry)].to_le_bytes();
             }
+            // SAFETY: the CPU supports `K`, by the caller's promise.
+            unsafe { K::centre_signed(even_signs(rest), codes) };
             let scale = d * (0.5 + (rest >> 28) as f32) * 0.5;
             (scales[index], offsets[index]) = symmetric(scale, 64.0);
         }
@@ -150,13 +161,13 @@ code_book_type!(
         for index in 0..8 {
             let entries = bytes::<8>(block, 2 + index * 8);
             let high = usize::from(block[66 + index]);
-            for group in 0..4 {
-                let entry = |at: usize| usize::from(entries[at]) | (high >> at & 1) << 8;
-                let low = u64::from(IQ3S_GRID[entry(2 * group)]);
-                let upper = u64::from(IQ3S_GRID[entry(2 * group + 1)]);
-                let signs = block[74 + index * 4 + group];
-                *bytes_mut(codes, index * 32 + group * 8) = signed_group(low | upper << 32, signs);
+            let codes = part_mut(codes, index * 32);
+            for group in 0..8 {
+                let entry = usize::from(entries[group]) | (high >> group & 1) << 8;
+                *part_mut(codes, group * 4) = IQ3S_GRID[entry].to_le_bytes();
             }
+            // SAFETY: the CPU supports `K`, by the caller's promise.
+            unsafe { K::centre_signed(u32_at(block, 74 + index * 4), codes) };
             let scale = block[106 + index / 2] >> (4 * (index % 2)) & 15;
             (scales[index], offsets[index]) = symmetric(d * (1.0 + 2.0 * f32::from(scale)), 64.0);
         }
@@ -172,7 +183,7 @@ code_book_type!(
             for group in 0..4 {
                 let low = u16::from(block[2 + index * 4 + group]);
                 let entry = low | (high >> (3 * group) & 7) << 8;
-                let codes = bytes_mut(codes, index * 32 + group * 8);
+                let codes = part_mut(codes, index * 32 + group * 8);
                 *codes = ternary_group(entry).to_le_bytes();
             }
             let delta = if high & 0x8000 == 0 { 0.125 } else { -0.125 };
@@ -192,7 +203,7 @@ code_book_type!(
             let high = u16::from(block[32 + group / 2] >> (4 * (group % 2)) & 15);
             let entry = u16::from(block[group]) | (high & 7) << 8;
             let delta = if high & 8 == 0 { 0x0202_0202_0202_0202 } else { 0 };
-            let codes = bytes_mut(codes, group * 8);
+            let codes = part_mut(codes, group * 8);
             *codes = (ternary_group(entry) * 8 + delta).to_le_bytes();
         }
         for index in 0..16 {
@@ -210,14 +221,12 @@ fn ternary_group(entry: u16) -> u64 {
     ((IQ1S_GRID[usize::from(entry & 2047)] & (3 * ONES)) + ONES) & (3 * ONES)
 }
 
-/// Eight magnitudes (below 64) with signs, shifted by 64: byte `i` becomes `64 - magnitude` where
-/// bit `i` of `signs` is set and `64 + magnitude` elsewhere. All eight at once in one word; no
-/// byte overflows.
+/// The 32 sign bits that four times seven bits stand for.
 #[inline(always)]
-fn signed_group(magnitudes: u64, signs: u8) -> [u8; 8] {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    let one_bit_each = (u64::from(signs) * ONES) & 0x8040_2010_0804_0201;
-    let negative = ((one_bit_each + 0x7f * ONES) >> 7) & ONES;
-    let mask = negative * 255;
-    (64 * ONES + magnitudes - ((magnitudes << 1) & mask)).to_le_bytes()
+fn even_signs(packed: u32) -> u32 {
+    let mut signs = [0; 4];
+    for group in 0..4 {
+        signs[group] = EVEN_SIGNS[(packed >> (7 * group)) as usize & 127];
+    }
+    u32::from_le_bytes(signs)
 }

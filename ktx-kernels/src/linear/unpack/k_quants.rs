@@ -1,7 +1,7 @@
 //! Types with 256 elements to a block and quantised scales of sub-blocks.
 
 use super::super::isa::Isa;
-use super::{Unpack, bytes, bytes_mut, half_at, u32_at};
+use super::{Unpack, bytes, half_at, part_mut, u32_at};
 
 macro_rules! k_type {
     ($(#[$doc:meta])* $name:ident, bytes $len:literal, sub $sub:literal, wide $wide:literal) => {
@@ -22,8 +22,8 @@ macro_rules! k_type {
                 scales: &mut [f32],
                 offsets: &mut [f32],
             ) {
-                Self::quants(bytes(block, 0), bytes_mut(codes, 0));
-                Self::scales(bytes(block, 0), scales, offsets);
+                Self::quants(bytes(block, 0), part_mut(codes, 0));
+                Self::scales(bytes(block, 0), part_mut(scales, 0), part_mut(offsets, 0));
             }
         }
     };
@@ -60,7 +60,7 @@ impl Q2_K {
         for half in 0..2 {
             let packed = bytes::<32>(block, 16 + half * 32);
             for quarter in 0..4 {
-                let codes = bytes_mut::<32>(codes, half * 128 + quarter * 32);
+                let codes = part_mut::<_, 32>(codes, half * 128 + quarter * 32);
                 for index in 0..32 {
                     codes[index] = (packed[index] >> (2 * quarter)) & 3;
                 }
@@ -69,7 +69,7 @@ impl Q2_K {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8; 84], scales: &mut [f32], offsets: &mut [f32]) {
+    fn scales(block: &[u8; 84], scales: &mut [f32; 16], offsets: &mut [f32; 16]) {
         let (d, dmin) = (half_at(block, 80), half_at(block, 82));
         for index in 0..16 {
             scales[index] = d * f32::from(block[index] & 15);
@@ -85,7 +85,7 @@ impl Q3_K {
         for half in 0..2 {
             let packed = bytes::<32>(block, 32 + half * 32);
             for quarter in 0..4 {
-                let codes = bytes_mut::<32>(codes, half * 128 + quarter * 32);
+                let codes = part_mut::<_, 32>(codes, half * 128 + quarter * 32);
                 for index in 0..32 {
                     let third = (high[index] >> (half * 4 + quarter)) & 1;
                     codes[index] = (packed[index] >> (2 * quarter)) & 3 | third << 2;
@@ -95,22 +95,18 @@ impl Q3_K {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8; 110], scales: &mut [f32], offsets: &mut [f32]) {
-        let (a, b, high) = (u32_at(block, 96), u32_at(block, 100), u32_at(block, 104));
+    fn scales(block: &[u8; 110], scales: &mut [f32; 16], offsets: &mut [f32; 16]) {
+        let low = u64::from_le_bytes(*bytes(block, 96));
+        let high = u64::from(u32_at(block, 104));
+        let high = high | high << 30;
         let packed = [
-            a & 0x0f0f_0f0f | (high & 0x0303_0303) << 4,
-            b & 0x0f0f_0f0f | ((high >> 2) & 0x0303_0303) << 4,
-            (a >> 4) & 0x0f0f_0f0f | ((high >> 4) & 0x0303_0303) << 4,
-            (b >> 4) & 0x0f0f_0f0f | ((high >> 6) & 0x0303_0303) << 4,
+            low & LOW_NIBBLES | (high & LOW_PAIRS) << 4,
+            (low >> 4) & LOW_NIBBLES | ((high >> 4) & LOW_PAIRS) << 4,
         ];
+        let packed = (u128::from(packed[0]) | u128::from(packed[1]) << 64).to_le_bytes();
         let d = half_at(block, 108);
-        for (index, scale) in packed
-            .map(u32::to_le_bytes)
-            .as_flattened()
-            .iter()
-            .enumerate()
-        {
-            scales[index] = d * f32::from(i16::from(*scale) - 32);
+        for index in 0..16 {
+            scales[index] = d * (f32::from(packed[index]) - 32.0);
             offsets[index] = -4.0 * scales[index];
         }
     }
@@ -121,7 +117,7 @@ impl Q4_K {
     fn quants(block: &[u8; 144], codes: &mut [u8; 256]) {
         for pair in 0..4 {
             let packed = bytes::<32>(block, 16 + pair * 32);
-            let codes = bytes_mut::<64>(codes, pair * 64);
+            let codes = part_mut::<_, 64>(codes, pair * 64);
             for index in 0..32 {
                 codes[index] = packed[index] & 15;
                 codes[index + 32] = packed[index] >> 4;
@@ -130,7 +126,7 @@ impl Q4_K {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8; 144], scales: &mut [f32], offsets: &mut [f32]) {
+    fn scales(block: &[u8; 144], scales: &mut [f32; 8], offsets: &mut [f32; 8]) {
         six_bit_scales(bytes(block, 0), scales, offsets);
     }
 }
@@ -141,7 +137,7 @@ impl Q5_K {
         let high = bytes::<32>(block, 16);
         for pair in 0..4 {
             let packed = bytes::<32>(block, 48 + pair * 32);
-            let codes = bytes_mut::<64>(codes, pair * 64);
+            let codes = part_mut::<_, 64>(codes, pair * 64);
             for index in 0..32 {
                 let fifth = high[index] >> (2 * pair);
                 codes[index] = packed[index] & 15 | (fifth & 1) << 4;
@@ -151,7 +147,7 @@ impl Q5_K {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8; 176], scales: &mut [f32], offsets: &mut [f32]) {
+    fn scales(block: &[u8; 176], scales: &mut [f32; 8], offsets: &mut [f32; 8]) {
         six_bit_scales(bytes(block, 0), scales, offsets);
     }
 }
@@ -159,22 +155,28 @@ impl Q5_K {
 /// The head of Q4_K and Q5_K blocks: `d`, `dmin`, then eight 6-bit scales and eight 6-bit
 /// minimums in 12 bytes.
 #[inline(always)]
-fn six_bit_scales(head: &[u8; 16], scales: &mut [f32], offsets: &mut [f32]) {
+fn six_bit_scales(head: &[u8; 16], scales: &mut [f32; 8], offsets: &mut [f32; 8]) {
     let (d, dmin) = (half_at(head, 0), half_at(head, 2));
-    let (a, b, c) = (u32_at(head, 4), u32_at(head, 8), u32_at(head, 12));
-    let packed = [
-        a & 0x3f3f_3f3f,
-        c & 0x0f0f_0f0f | ((a >> 6) & 0x0303_0303) << 4,
-        b & 0x3f3f_3f3f,
-        (c >> 4) & 0x0f0f_0f0f | ((b >> 6) & 0x0303_0303) << 4,
-    ];
-    let packed = packed.map(u32::to_le_bytes);
-    let packed = packed.as_flattened();
+    let low = u64::from_le_bytes(*bytes(head, 4));
+    let high = u64::from(u32_at(head, 12));
+    // Lower halves are scales, upper halves minimums; the first four of each, then the others.
+    let first = low & SIX_BITS;
+    let others = (high | high << 28) & LOW_NIBBLES | ((low >> 6) & LOW_PAIRS) << 4;
+    let packed_scales = (first & LOWER_HALF | others << 32).to_le_bytes();
+    let packed_minimums = (first >> 32 | others & !LOWER_HALF).to_le_bytes();
     for index in 0..8 {
-        scales[index] = d * f32::from(packed[index]);
-        offsets[index] = -dmin * f32::from(packed[index + 8]);
+        scales[index] = d * f32::from(packed_scales[index]);
+        offsets[index] = -dmin * f32::from(packed_minimums[index]);
     }
 }
+
+/// The lower nibble of each byte.
+const LOW_NIBBLES: u64 = 0x0f0f_0f0f_0f0f_0f0f;
+/// The lower two bits of each byte.
+const LOW_PAIRS: u64 = 0x0303_0303_0303_0303;
+/// The lower six bits of each byte.
+const SIX_BITS: u64 = 0x3f3f_3f3f_3f3f_3f3f;
+const LOWER_HALF: u64 = 0xffff_ffff;
 
 impl Q6_K {
     #[inline(always)]
@@ -182,7 +184,7 @@ impl Q6_K {
         for half in 0..2 {
             let low = bytes::<64>(block, half * 64);
             let high = bytes::<32>(block, 128 + half * 32);
-            let codes = bytes_mut::<128>(codes, half * 128);
+            let codes = part_mut::<_, 128>(codes, half * 128);
             for index in 0..32 {
                 codes[index] = low[index] & 15 | (high[index] & 3) << 4;
                 codes[index + 32] = low[index + 32] & 15 | (high[index] >> 2 & 3) << 4;
@@ -193,7 +195,7 @@ impl Q6_K {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8; 210], scales: &mut [f32], offsets: &mut [f32]) {
+    fn scales(block: &[u8; 210], scales: &mut [f32; 16], offsets: &mut [f32; 16]) {
         let d = half_at(block, 208);
         let quantized = bytes::<16>(block, 192);
         for index in 0..16 {
@@ -206,15 +208,16 @@ impl Q6_K {
 impl Q8_K {
     #[inline(always)]
     fn quants(block: &[u8; 292], codes: &mut [u8; 256]) {
-        for (code, quant) in codes.iter_mut().zip(&block[4..260]) {
-            *code = quant ^ 0x80;
+        let quants = bytes::<256>(block, 4);
+        for index in 0..256 {
+            codes[index] = quants[index] ^ 0x80;
         }
     }
 
     #[inline(always)]
-    fn scales(block: &[u8; 292], scales: &mut [f32], offsets: &mut [f32]) {
+    fn scales(block: &[u8; 292], scales: &mut [f32; 8], offsets: &mut [f32; 8]) {
         let d = f32::from_bits(u32_at(block, 0));
-        scales[..8].fill(d);
-        offsets[..8].fill(-128.0 * d);
+        *scales = [d; 8];
+        *offsets = [-128.0 * d; 8];
     }
 }

@@ -1,7 +1,7 @@
 //! Types with one scale for 32 elements, and the ternary types.
 
 use super::super::isa::Isa;
-use super::{Unpack, bytes, bytes_mut, half_at, u32_at};
+use super::{Unpack, bytes, half_at, part_mut, u32_at};
 
 macro_rules! nibble_type {
     ($(#[$doc:meta])* $name:ident, bytes $len:literal, high $high:expr, quants $quants:literal,
@@ -22,10 +22,11 @@ macro_rules! nibble_type {
                 scales: &mut [f32],
                 offsets: &mut [f32],
             ) {
-                let codes = bytes_mut::<32>(codes, 0);
+                let codes = part_mut::<_, 32>(codes, 0);
                 nibbles(bytes($block, $quants), codes);
                 if let Some(at) = $high {
-                    add_fifth_bits(u32_at($block, at), codes);
+                    // SAFETY: the CPU supports `K`, by the caller's promise.
+                    unsafe { K::add_where(u32_at($block, at), 16, codes) };
                 }
                 (scales[0], offsets[0]) = $scale_offset;
             }
@@ -72,7 +73,7 @@ impl Unpack for Q8_0 {
         offsets: &mut [f32],
     ) {
         let quants = bytes::<32>(block, 2);
-        let codes = bytes_mut::<32>(codes, 0);
+        let codes = part_mut::<_, 32>(codes, 0);
         for index in 0..32 {
             codes[index] = quants[index] ^ 0x80;
         }
@@ -98,7 +99,7 @@ impl Unpack for MXFP4 {
         scales: &mut [f32],
         offsets: &mut [f32],
     ) {
-        let codes = bytes_mut::<32>(codes, 0);
+        let codes = part_mut::<_, 32>(codes, 0);
         nibbles(bytes(block, 1), codes);
         // SAFETY: the CPU supports `K`, by the caller's promise.
         unsafe { K::look_up(&E2M1, codes) };
@@ -130,16 +131,16 @@ impl Unpack for TQ1_0 {
     ) {
         let mut power = 1u8;
         for digit in 0..5 {
-            digits::<32>(bytes(block, 0), power, bytes_mut(codes, digit * 32));
-            digits::<16>(bytes(block, 32), power, bytes_mut(codes, 160 + digit * 16));
+            digits::<32>(bytes(block, 0), power, part_mut(codes, digit * 32));
+            digits::<16>(bytes(block, 32), power, part_mut(codes, 160 + digit * 16));
             if digit < 4 {
-                digits::<4>(bytes(block, 48), power, bytes_mut(codes, 240 + digit * 4));
+                digits::<4>(bytes(block, 48), power, part_mut(codes, 240 + digit * 4));
             }
             power = power.wrapping_mul(3);
         }
         let (scale, offset) = symmetric(half_at(block, 52), 1.0);
-        scales[..8].fill(scale);
-        offsets[..8].fill(offset);
+        *part_mut(scales, 0) = [scale; 8];
+        *part_mut(offsets, 0) = [offset; 8];
     }
 }
 
@@ -171,15 +172,15 @@ impl Unpack for TQ2_0 {
         for half in 0..2 {
             let packed = bytes::<32>(block, half * 32);
             for quarter in 0..4 {
-                let codes = bytes_mut::<32>(codes, half * 128 + quarter * 32);
+                let codes = part_mut::<_, 32>(codes, half * 128 + quarter * 32);
                 for index in 0..32 {
                     codes[index] = (packed[index] >> (2 * quarter)) & 3;
                 }
             }
         }
         let (scale, offset) = symmetric(half_at(block, 64), 1.0);
-        scales[..8].fill(scale);
-        offsets[..8].fill(offset);
+        *part_mut(scales, 0) = [scale; 8];
+        *part_mut(offsets, 0) = [offset; 8];
     }
 }
 
@@ -195,15 +196,5 @@ pub(super) fn nibbles(packed: &[u8; 16], codes: &mut [u8; 32]) {
     for index in 0..16 {
         codes[index] = packed[index] & 15;
         codes[index + 16] = packed[index] >> 4;
-    }
-}
-
-/// Bit `i` of `high` is worth 16 in element `i`.
-#[inline(always)]
-fn add_fifth_bits(high: u32, codes: &mut [u8; 32]) {
-    for (byte, bits) in high.to_le_bytes().into_iter().enumerate() {
-        for bit in 0..8 {
-            codes[byte * 8 + bit] |= ((bits >> bit) & 1) << 4;
-        }
     }
 }

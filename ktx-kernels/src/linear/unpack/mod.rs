@@ -59,13 +59,14 @@ fn bytes<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
     bytes
 }
 
-/// As [`bytes`], to be written.
+/// Elements `at..at + N`, to be written. Arrays of known length let the compiler see that no index
+/// is out of bounds, and turn loops over them into vector code.
 #[inline(always)]
-fn bytes_mut<const N: usize>(codes: &mut [u8], at: usize) -> &mut [u8; N] {
-    let Some((bytes, _)) = codes[at..].split_first_chunk_mut() else {
+fn part_mut<T, const N: usize>(all: &mut [T], at: usize) -> &mut [T; N] {
+    let Some((part, _)) = all[at..].split_first_chunk_mut() else {
         unreachable!("the caller has room for a block")
     };
-    bytes
+    part
 }
 
 #[inline(always)]
