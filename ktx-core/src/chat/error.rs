@@ -50,6 +50,14 @@ pub enum ChatError {
         /// Line of the template, from 1.
         line: usize,
     },
+    /// No thread could be started for the rendering.
+    #[error(
+        "no thread for rendering the chat template: {0}; free memory or raise the limit of threads"
+    )]
+    Thread(std::io::Error),
+    /// The template engine has a fault that this template brings out.
+    #[error("the template engine failed on this chat template; choose another template")]
+    Panicked,
     /// Rendering failed.
     #[error("the chat template failed at line {line}: {message}")]
     Render {

@@ -10,17 +10,17 @@ use serde_json::ser::{Formatter, Serializer};
 /// Deepest indentation that a template may ask for; Python has no limit, and no template needs more.
 const MAX_INDENT: usize = 16;
 
-/// Bytes of text that cost one unit of the engine's budget, as in its own filters.
-const BYTES_PER_FUEL: usize = 64;
+/// Bytes of JSON that cost one unit of the engine's budget, as in its own `tojson`.
+const BYTES_PER_FUEL: usize = 4;
 /// Deepest nesting of a value; deeper ones would exhaust the stack.
 const MAX_DEPTH: usize = 128;
 
-/// The filter `tojson(indent=None, separators=None, sort_keys=False)`.
+/// The filter `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
 pub(super) fn to_json(state: &State, value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
     let sort_keys: Option<bool> = options.get("sort_keys")?;
-    let _always_false: Option<bool> = options.get("ensure_ascii")?;
+    let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
     let (item, key) = match separators.as_deref() {
         Some([item, key]) => (item.clone(), key.clone()),
@@ -37,6 +37,7 @@ pub(super) fn to_json(state: &State, value: &Value, options: Kwargs) -> Result<V
         indent: indent.map(|width| width.min(MAX_INDENT)),
         item,
         key,
+        ensure_ascii: ensure_ascii == Some(true),
         depth: 0,
         has_value: false,
     };
@@ -107,6 +108,7 @@ struct PythonStyle {
     indent: Option<usize>,
     item: String,
     key: String,
+    ensure_ascii: bool,
     depth: usize,
     /// Whether the array or object that ends has had an element.
     has_value: bool,
@@ -156,6 +158,27 @@ impl PythonStyle {
 }
 
 impl Formatter for PythonStyle {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        if !self.ensure_ascii {
+            return writer.write_all(fragment.as_bytes());
+        }
+        let mut units = [0; 2];
+        for character in fragment.chars() {
+            if character.is_ascii() {
+                writer.write_all(&[character as u8])?;
+            } else {
+                for unit in character.encode_utf16(&mut units) {
+                    write!(writer, "\\u{unit:04x}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn begin_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
         self.open()?;
         writer.write_all(b"[")

@@ -2,12 +2,14 @@
 //!
 //! The template is a Jinja program in the model's file. It is rendered as Hugging Face's `apply_chat_template` does
 //! (`trim_blocks`, `lstrip_blocks`, `tojson`, `raise_exception`, `strftime_now`, Python's string methods), and
-//! distrusted as the file is: work and memory are bounded by a budget, so that no template can hang the program.
+//! distrusted as the file is: instructions, data and nesting are bounded by a budget. One gap is left, because the engine
+//! has no hook there: joining with `~`, or comparing, lists that hold themselves many times over.
 
 mod clock;
 mod error;
 mod json;
 mod message;
+mod methods;
 
 use std::fmt;
 use std::time::SystemTime;
@@ -24,11 +26,13 @@ pub use message::Message;
 use error::Raised;
 
 /// Longest template; the longest published ones have some 30 KB.
-const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 /// The engine's budget for a chat without text: about so many instructions, or 64 bytes of data each.
 const BASE_FUEL: u64 = 2_000_000;
 /// More budget per byte of the messages, enough to copy each some 60 times.
 const FUEL_PER_BYTE: u64 = 1;
+/// Address space of the stack for parsing and rendering, of which an honest template touches some kilobytes.
+const STACK_BYTES: usize = 512 << 20;
 /// Calls and blocks within each other.
 const MAX_RECURSION: usize = 100;
 
@@ -145,7 +149,7 @@ impl ChatTemplate {
     /// A template from elsewhere, without special tokens.
     ///
     /// # Errors
-    /// [`ChatError::Syntax`] when it does not parse, [`ChatError::TooLong`] above 1 MiB.
+    /// [`ChatError::Syntax`] when it does not parse, [`ChatError::TooLong`] above 256 KiB.
     pub fn from_source(source: &str) -> Result<Self, ChatError> {
         Self::parse(source, TemplateOrigin::Given)
     }
@@ -187,9 +191,13 @@ impl ChatTemplate {
             });
         }
         let mut environment = environment();
-        environment
-            .add_template_owned(KEY, without_generation_tags(source))
-            .map_err(|error| ChatError::from_engine(&error))?;
+        let source_without_tags = without_generation_tags(source);
+        let environment = on_large_stack(move || {
+            environment
+                .add_template_owned(KEY, source_without_tags)
+                .map_err(|error| ChatError::from_engine(&error))?;
+            Ok(environment)
+        })?;
         Ok(Self {
             environment,
             source: source.to_owned(),
@@ -225,10 +233,12 @@ impl ChatTemplate {
         environment.add_function("strftime_now", move |pattern: &str| {
             clock::format(now.unwrap_or_else(SystemTime::now), pattern)
         });
-        environment
-            .get_template(KEY)
-            .and_then(|template| template.render(self.variables(messages, options)))
-            .map_err(|error| ChatError::from_engine(&error))
+        on_large_stack(|| {
+            environment
+                .get_template(KEY)
+                .and_then(|template| template.render(self.variables(messages, options)))
+                .map_err(|error| ChatError::from_engine(&error))
+        })
     }
 
     fn variables(&self, messages: &[Message], options: &RenderOptions) -> Value {
@@ -268,6 +278,21 @@ impl ChatTemplate {
     }
 }
 
+/// Runs on a thread whose stack holds the deepest expression that fits a template and the deepest value that the budget
+/// lets it build: the engine compiles the one and drops the other by recursion.
+fn on_large_stack<T: Send>(
+    work: impl FnOnce() -> Result<T, ChatError> + Send,
+) -> Result<T, ChatError> {
+    std::thread::scope(|scope| {
+        let running = std::thread::Builder::new()
+            .name("chat template".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .map_err(ChatError::Thread)?;
+        running.join().unwrap_or(Err(ChatError::Panicked))
+    })
+}
+
 /// The engine as transformers sets it up.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
@@ -279,8 +304,16 @@ fn environment() -> Environment<'static> {
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_recursion_limit(MAX_RECURSION);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(methods::call);
     environment.add_filter("tojson", json::to_json);
+    // The engine iterates over none as over an empty list; templates ask in order to tell the two apart.
+    environment.add_test("iterable", |value: &Value| {
+        !value.is_none() && value.try_iter().is_ok()
+    });
+    environment.set_formatter(|output, state, value| {
+        methods::charge_for_printing(state, value)?;
+        minijinja::escape_formatter(output, state, value)
+    });
     environment.add_function(
         "raise_exception",
         |message: String| -> Result<Value, Error> {

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 
 use ktx_gguf::Metadata;
 
-use super::TokenizerError;
 use super::charsmap::Charsmap;
 use super::spm::{Fallback, UnknownRun, mark_spaces};
 use super::vocabulary::{TokenType, Vocabulary};
+use super::{SPACE_MARK, TokenizerError};
 
 /// How much less probable than the rarest piece a character without a piece is (SentencePiece's `kUnkPenalty`).
 const UNKNOWN_PENALTY: f64 = 10.0;
@@ -157,10 +157,12 @@ impl Normalizer {
         }
         let words: Vec<&str> = mapped.split(' ').filter(|word| !word.is_empty()).collect();
         if words.is_empty() {
-            String::new()
-        } else {
-            mark_spaces(&words.join(" "), self.prefixes_space)
+            return String::new();
         }
+        let mut marked = mark_spaces(&words.join(" "), self.prefixes_space);
+        // SentencePiece removes trailing spaces after marking them, so marks of the text itself go too.
+        marked.truncate(marked.trim_end_matches(SPACE_MARK).len());
+        marked
     }
 }
 
