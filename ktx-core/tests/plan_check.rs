@@ -248,7 +248,7 @@ fn a_module_with_weights_needs_a_place() {
     ));
     assert!(found[0].contains("(and 3 more modules)"), "{found:?}");
     assert!(
-        found[1].starts_with("warning: r.yaml:2:37: `speed` of `default` has no effect"),
+        found[1].starts_with("warning: r.yaml:2:38: `speed` of `default` has no effect"),
         "{found:?}"
     );
     assert_eq!(
@@ -333,4 +333,31 @@ fn the_default_device_is_refused_where_no_rule_says_better() {
         "{refused}"
     );
     require_devices(&planned("[]"), &["cuda:0".parse().unwrap()], registry()).unwrap();
+}
+
+#[test]
+fn presets_name_operators_that_are_registered() {
+    for preset in ktx_core::rules::presets() {
+        for rule in RuleSet::from_preset(preset).unwrap().rules() {
+            let replace = rule.replace.as_ref().unwrap();
+            let class = replace.class.as_deref().unwrap();
+            assert!(
+                class == "default" || registry().get(class).is_some(),
+                "{}: {class}",
+                preset.name
+            );
+            for argument in ["generate_op", "prefill_op"] {
+                let inner = replace
+                    .kwargs
+                    .as_ref()
+                    .and_then(|k| k.get(argument))
+                    .and_then(|v| v.as_str());
+                assert!(
+                    inner.is_none_or(|name| registry().get(name).is_some()),
+                    "{}: {inner:?}",
+                    preset.name
+                );
+            }
+        }
+    }
 }

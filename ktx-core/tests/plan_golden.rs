@@ -232,3 +232,42 @@ fn gguf_keys_are_those_of_the_versions_that_wrote_them() {
         }
     }
 }
+
+/// The warnings of a shipped rule file on a tree.
+fn warnings(rule_file: &str, tree_name: &str) -> Vec<String> {
+    let rules =
+        RuleSet::from_path(folder().join("rules").join(format!("{rule_file}.yaml"))).unwrap();
+    let ours = plan(&tree(tree_name), &rules, "cuda:0").unwrap();
+    let name = format!("{}/", folder().join("rules").display());
+    ours.warnings
+        .iter()
+        .map(|w| w.to_string().replace(&name, ""))
+        .collect()
+}
+
+#[test]
+fn rules_of_shipped_files_that_do_nothing_are_found_and_no_others() {
+    let dead = [
+        (
+            "Qwen2-57B-A14B-Instruct-multi-gpu",
+            "Qwen2-57B-A14B",
+            vec!["rule 2 matches no module", "rule 6 matches no module"],
+        ),
+        (
+            "Qwen3Moe-serve",
+            "Qwen3-30B-A3B",
+            vec!["rule 10 has no effect: all 192 modules it matches lie below"],
+        ),
+        ("DeepSeek-V3-Chat-multi-gpu-4", "DeepSeek-V3", vec![]),
+        ("DeepSeek-V2-Chat-multi-gpu", "DeepSeek-V2", vec![]),
+        ("Mixtral", "Mixtral-8x7B", vec![]),
+    ];
+    for (rules, tree, wanted) in dead {
+        let found = warnings(rules, tree);
+        assert_eq!(found.len(), wanted.len(), "{rules}: {found:?}");
+        assert!(
+            found.iter().zip(&wanted).all(|(f, w)| f.contains(w)),
+            "{rules}: {found:?}"
+        );
+    }
+}

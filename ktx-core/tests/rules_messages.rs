@@ -69,7 +69,7 @@ fn a_pattern_that_would_never_end_is_an_error() {
     );
     let large = message(r"- match: {name: '((\w{900}){900}){900}'}");
     assert!(
-        large.contains("r.yaml:1:17: the regular expression"),
+        large.starts_with("r.yaml:1:18: ") && large.contains("too large"),
         "{large}"
     );
 }

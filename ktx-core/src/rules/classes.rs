@@ -12,7 +12,7 @@ use ktx_ops::nearest::nearest;
 use ktx_ops::{Module, Registry};
 
 const KNOWN: &str = include_str!("../../data/classes.json");
-const TORCH: &str = include_str!("../../data/torch.json");
+const LIBRARIES: &str = include_str!("../../data/libraries.json");
 const BASE: &str = "torch.nn.Module";
 
 /// Why a class path names no class.
@@ -46,16 +46,20 @@ fn known() -> &'static Known {
     TABLE.get_or_init(|| {
         let mut chains: Chains =
             serde_json::from_str(KNOWN).expect("the table is checked by a test");
-        let torch: BTreeMap<String, Vec<String>> =
-            serde_json::from_str(TORCH).expect("the table is checked by a test");
-        for name in torch.get("torch.nn").into_iter().flatten() {
-            let path = format!("torch.nn.{name}");
-            let chain = vec![path.clone(), BASE.to_owned()];
-            chains.entry(path).or_insert(chain);
-        }
-        for (module, names) in torch.iter().filter(|(module, _)| *module != "torch.nn") {
+        let libraries: Chains =
+            serde_json::from_str(LIBRARIES).expect("the table is checked by a test");
+        for (module, names) in &libraries {
             for name in names {
-                if let Some(chain) = chains.get(&format!("torch.nn.{name}")).cloned() {
+                // What `torch.nn.modules.linear` defines is known as `torch.nn.Linear`.
+                let home = if module.starts_with("torch.nn.") {
+                    "torch.nn"
+                } else {
+                    module
+                };
+                let proper = format!("{home}.{name}");
+                let own = || vec![proper.clone(), BASE.to_owned()];
+                let chain = chains.entry(proper.clone()).or_insert_with(own).clone();
+                if home != module {
                     chains.insert(format!("{module}.{name}"), chain.clone());
                     chains.insert(format!("torch.nn.modules.{name}"), chain);
                 }
@@ -108,11 +112,11 @@ impl<'a> ClassTable<'a> {
         if let Some(chain) = known().chains.get(path) {
             return Ok(chain.first().map_or(path, String::as_str));
         }
-        if let Some(entry) = self.registry.and_then(|r| r.get(path)) {
-            return Ok(entry.class);
-        }
         if self.extra.contains(path) {
             return Ok(path);
+        }
+        if let Some(entry) = self.registry.and_then(|r| r.get(path)) {
+            return Ok(entry.class);
         }
         let module = path.rsplit_once('.').map_or("", |(module, _)| module);
         let found = known().modules.contains(module) || self.extra_modules.contains(module);
@@ -192,6 +196,10 @@ mod tests {
         assert_eq!(table.resolve("a.Other"), Err(NoClass::Name));
         assert_eq!(table.resolve("b.Other"), Err(NoClass::Module));
         assert_eq!(table.resolve("torch.Other"), Err(NoClass::Name));
+        assert_eq!(
+            table.resolve("transformers.models.llama.modeling_llama.LlamaMLP"),
+            Ok("transformers.models.llama.modeling_llama.LlamaMLP")
+        );
         assert!(table.is_a("torch.nn.Linear", "torch.nn.Module"));
         assert!(!table.is_a("torch.nn.Linear", "torch.nn.Embedding"));
     }

@@ -1,6 +1,6 @@
 //! The regular expression of a rule's `match.name`.
 
-use fancy_regex::{Error, Regex, RegexBuilder};
+use fancy_regex::{CompileError, Error, Regex, RegexBuilder};
 use ktx_ops::Location;
 
 use super::dialect::translate;
@@ -48,7 +48,7 @@ impl NamePattern {
             .build()
             .map_err(|e| BadPattern {
                 character: 0,
-                reason: format!("it cannot be used here: {e}"),
+                reason: refusal(&e),
             })?;
         Ok(Self {
             text: text.to_owned(),
@@ -80,5 +80,22 @@ impl NamePattern {
                 path: path.to_owned(),
             }
         })
+    }
+}
+
+/// Why a pattern that Python would take is refused.
+fn refusal(error: &Error) -> String {
+    let too_large = match error {
+        Error::CompileError(error) => match &**error {
+            CompileError::InnerError(error) => error.size_limit().is_some(),
+            CompileError::PatternTooComplex => true,
+            _ => false,
+        },
+        _ => false,
+    };
+    if too_large {
+        "it is too large with its repetitions written out".to_owned()
+    } else {
+        format!("it cannot be used here: {error}")
     }
 }
