@@ -28,8 +28,8 @@ impl KwargSet for ModelKwargs {
     const DOCS: &'static [KwargDoc] = &[
         KwargDoc {
             name: "device",
-            doc: "device of the model",
-            ignored: Some("the hidden state starts where layer 0's attention is"),
+            doc: "device of the model; its hidden state starts where layer 0's attention is",
+            ignored: None,
         },
         KwargDoc {
             name: "per_layer_prefill_intput_threshold",

@@ -72,8 +72,14 @@ impl Batch {
         let first_row = self.rows();
         self.ids.extend(ids);
         let tokens = self.rows() - first_row;
-        self.positions.extend((past..past + tokens).map(|p| p as u32));
-        self.sequences.push(SequenceRows { first_row, tokens, past, pages: pages.to_vec() });
+        self.positions
+            .extend((past..past + tokens).map(|p| p as u32));
+        self.sequences.push(SequenceRows {
+            first_row,
+            tokens,
+            past,
+            pages: pages.to_vec(),
+        });
     }
 }
 

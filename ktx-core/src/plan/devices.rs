@@ -83,7 +83,11 @@ impl Plan {
         let operator = entry.class.as_deref().and_then(|class| registry.get(class));
         let experts =
             operator.map_or(entry.role, |o| o.role) == Role::Experts && !entry.is_default();
-        let unsaid = self.unsaid();
+        // The model operators are told one device, which serves both phases.
+        let unsaid = match entry.role {
+            Role::Model => self.device(entry, "device")?.unwrap_or(self.unsaid()),
+            _ => self.unsaid(),
+        };
         Ok(Placement {
             prefill: self.device(entry, "prefill_device")?.unwrap_or(unsaid),
             generate: self
@@ -262,7 +266,8 @@ pub fn require_devices(
 ) -> Result<(), DeviceError> {
     let mut missing: Option<(usize, DeviceError)> = None;
     for entry in &plan.entries {
-        if entry.is_default() && entry.role == Role::Container {
+        let says_nothing = entry.role == Role::Model && !says_device(entry);
+        if entry.is_default() && entry.role == Role::Container || says_nothing {
             continue;
         }
         let order = entry.rule.as_ref().map_or(usize::MAX, |rule| rule.index);
@@ -278,6 +283,13 @@ pub fn require_devices(
         }
     }
     missing.map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// Whether a keyword argument names a device. A model operator without one is where its layers are.
+fn says_device(entry: &PlanEntry) -> bool {
+    ["device", "generate_device", "prefill_device"]
+        .iter()
+        .any(|name| entry.kwarg(name).is_some_and(|value| !value.is_null()))
 }
 
 /// The devices that an entry needs, with the arguments that name them.
