@@ -249,6 +249,24 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn widen_halves(halves: [u16; 8], out: &mut [f32; 8]) {
+        // SAFETY: see the impl.
+        unsafe {
+            let halves = _mm_set_epi16(
+                halves[7].cast_signed(),
+                halves[6].cast_signed(),
+                halves[5].cast_signed(),
+                halves[4].cast_signed(),
+                halves[3].cast_signed(),
+                halves[2].cast_signed(),
+                halves[1].cast_signed(),
+                halves[0].cast_signed(),
+            );
+            _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(halves));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn add_where(bits: u32, value: u8, codes: &mut [u8; 32]) {
         // SAFETY: see the impl.
         unsafe {

@@ -94,7 +94,12 @@ unsafe fn dot_64<const PART: usize>(
 ) -> __m512 {
     // SAFETY: the caller has enabled the features and gives a token of 256 columns.
     unsafe {
-        let codes = _mm512_load_si512(step.codes.as_ptr().add(PART * 64).cast());
+        // Two loads, since unpackers store 32 codes at a time: a load that spans two recent
+        // stores would wait for both to reach the cache.
+        let codes = step.codes.as_ptr().add(PART * 64);
+        let lower = _mm512_castsi256_si512(_mm256_load_si256(codes.cast()));
+        let upper = _mm256_load_si256(codes.add(32).cast());
+        let codes = _mm512_inserti64x4::<1>(lower, upper);
         let x = _mm512_loadu_si512(token.codes.add(PART * 64).cast());
         let dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x);
         let lanes = _mm512_loadu_si512(lanes[PART].as_ptr().cast());
@@ -178,6 +183,24 @@ impl Isa for Avx512 {
                 let values = _mm256_shuffle_epi8(table, indices);
                 _mm256_storeu_si256(chunk.as_mut_ptr().cast(), values);
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_halves(halves: [u16; 8], out: &mut [f32; 8]) {
+        // SAFETY: see the impl.
+        unsafe {
+            let halves = _mm_set_epi16(
+                halves[7].cast_signed(),
+                halves[6].cast_signed(),
+                halves[5].cast_signed(),
+                halves[4].cast_signed(),
+                halves[3].cast_signed(),
+                halves[2].cast_signed(),
+                halves[1].cast_signed(),
+                halves[0].cast_signed(),
+            );
+            _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(halves));
         }
     }
 

@@ -44,7 +44,7 @@ unsafe fn rows_of<K: Isa, W: Widen, const TOKENS: usize>(
         unsafe {
             let mut sums = [K::zero(); TOKENS];
             for (index, columns) in span.row_bytes(row).chunks(step_bytes(span)).enumerate() {
-                prefetch::<K>(columns);
+                prefetch::<K>(columns, step_bytes(span));
                 widen_step::<W>(span, columns, &mut step);
                 for token in 0..TOKENS {
                     let x = tokens[token].wrapping_add(index * STEP);

@@ -50,7 +50,7 @@ unsafe fn rows_of<K: Isa, U: Unpack, const TOKENS: usize>(
         unsafe {
             let mut sums = [K::zero(); TOKENS];
             for (index, columns) in blocks.chunks(step_bytes::<U>()).enumerate() {
-                prefetch::<K>(columns);
+                prefetch::<K>(columns, step_bytes::<U>());
                 unpack_step::<K, U>(columns, &mut step);
                 for token in 0..TOKENS {
                     let part = advance::<U>(tokens[token], index * STEP);
@@ -177,10 +177,10 @@ unsafe fn fill_panel<K: Isa, U: Unpack>(
     }
 }
 
-/// Asks for the weights that this thread reads next, [`PREFETCH`] bytes after `columns`.
+/// Asks for `len` bytes of weights that this thread reads soon, [`PREFETCH`] bytes after `columns`.
 #[inline(always)]
-pub(super) unsafe fn prefetch<K: Isa>(columns: &[u8]) {
-    for line in (0..columns.len()).step_by(64) {
+pub(super) unsafe fn prefetch<K: Isa>(columns: &[u8], len: usize) {
+    for line in (0..len).step_by(64) {
         // SAFETY: `K` is supported, by the caller's promise.
         unsafe { K::prefetch(columns.as_ptr().wrapping_add(PREFETCH + line)) };
     }
@@ -194,17 +194,10 @@ const fn step_bytes<U: Unpack>() -> usize {
 /// Expands up to 256 columns; what is missing of them gets scales and offsets of zero.
 #[inline(always)]
 unsafe fn unpack_step<K: Isa, U: Unpack>(columns: &[u8], step: &mut Step) {
-    let subs = U::BLOCK / U::SUB;
-    let mut filled = 0;
-    for (index, block) in columns.chunks_exact(U::BYTES).enumerate() {
-        let codes = &mut step.codes[index * U::BLOCK..][..U::BLOCK];
-        let scales = &mut step.scales[index * subs..][..subs];
-        let offsets = &mut step.offsets[index * subs..][..subs];
-        // SAFETY: `K` is supported, by the caller's promise.
-        unsafe { U::unpack::<K>(block, codes, scales, offsets) };
-        filled += subs;
-    }
+    // SAFETY: `K` is supported, by the caller's promise.
+    unsafe { U::unpack_step::<K>(columns, step) };
     if columns.len() < step_bytes::<U>() {
+        let filled = columns.len() / U::BYTES * (U::BLOCK / U::SUB);
         step.scales[filled..].fill(0.0);
         step.offsets[filled..].fill(0.0);
     }

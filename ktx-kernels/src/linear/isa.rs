@@ -74,6 +74,9 @@ pub(crate) trait Isa {
     /// Replaces each code, below 16, by its entry of `table`.
     unsafe fn look_up(table: &[u8; 16], codes: &mut [u8]);
 
+    /// Converts eight half-precision numbers.
+    unsafe fn widen_halves(halves: [u16; 8], out: &mut [f32; 8]);
+
     /// Adds `value` to the codes whose bits are set.
     unsafe fn add_where(bits: u32, value: u8, codes: &mut [u8; 32]);
 

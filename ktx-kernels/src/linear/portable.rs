@@ -3,7 +3,7 @@
 //! a row's columns one after the other.
 
 use super::dispatch::Span;
-use super::float::Widen;
+use super::float::{Widen, half_to_f32};
 use super::isa::{CodePanel, Isa, STEP, Step, TokenCodes};
 use super::scratch::Scratch;
 use super::unpack::Unpack;
@@ -85,6 +85,13 @@ impl Isa for Portable {
     unsafe fn look_up(table: &[u8; 16], codes: &mut [u8]) {
         for code in codes {
             *code = table[usize::from(*code & 15)];
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_halves(halves: [u16; 8], out: &mut [f32; 8]) {
+        for index in 0..8 {
+            out[index] = half_to_f32(halves[index]);
         }
     }
 

@@ -10,7 +10,7 @@ use super::legacy::{nibbles, symmetric};
 use super::{Unpack, bytes, half_at, part_mut, u16_at, u32_at};
 
 /// The levels of IQ4, shifted by 128.
-static IQ4_LEVELS: [u8; 16] = {
+pub(super) static IQ4_LEVELS: [u8; 16] = {
     let mut levels = [0; 16];
     let mut index = 0;
     while index < 16 {
@@ -21,14 +21,14 @@ static IQ4_LEVELS: [u8; 16] = {
 };
 
 macro_rules! code_book_type {
-    ($(#[$doc:meta])* $name:ident, block $block_len:literal, bytes $len:literal, sub $sub:literal,
+    ($(#[$doc:meta])* $name:ident, bytes $len:literal, sub $sub:literal,
      wide $wide:literal, |$isa:ident, $block:ident, $codes:ident, $scales:ident, $offsets:ident| $body:block) => {
         $(#[$doc])*
         #[allow(non_camel_case_types, reason = "the names of the format")]
         pub(crate) struct $name;
 
         impl Unpack for $name {
-            const BLOCK: usize = $block_len;
+            const BLOCK: usize = 256;
             const BYTES: usize = $len;
             const SUB: usize = $sub;
             const WIDE: bool = $wide;
@@ -45,19 +45,8 @@ macro_rules! code_book_type {
 }
 
 code_book_type!(
-    /// `d * level`.
-    IQ4_NL, block 32, bytes 18, sub 32, wide true, |K, block, codes, scales, offsets| {
-        let codes = part_mut::<_, 32>(codes, 0);
-        nibbles(bytes(block, 2), codes);
-        // SAFETY: the CPU supports `K`, by the caller's promise.
-        unsafe { K::look_up(&IQ4_LEVELS, codes) };
-        (scales[0], offsets[0]) = symmetric(half_at(block, 0), 128.0);
-    }
-);
-
-code_book_type!(
     /// `d * scale * level`, scales of 6 bits.
-    IQ4_XS, block 256, bytes 136, sub 32, wide true, |K, block, codes, scales, offsets| {
+    IQ4_XS, bytes 136, sub 32, wide true, |K, block, codes, scales, offsets| {
         let d = half_at(block, 0);
         let (high, low) = (u16_at(block, 2), u32_at(block, 4));
         for index in 0..8 {
@@ -73,7 +62,7 @@ code_book_type!(
 
 code_book_type!(
     /// Groups of eight; signs and scale of 32 in the upper half of eight bytes.
-    IQ2_XXS, block 256, bytes 66, sub 32, wide false, |K, block, codes, scales, offsets| {
+    IQ2_XXS, bytes 66, sub 32, wide false, |K, block, codes, scales, offsets| {
         let d = half_at(block, 0);
         for index in 0..8 {
             let entries = bytes::<4>(block, 2 + index * 8);
@@ -92,7 +81,7 @@ code_book_type!(
 
 code_book_type!(
     /// Groups of eight; nine bits of index and seven of signs.
-    IQ2_XS, block 256, bytes 74, sub 16, wide false, |K, block, codes, scales, offsets| {
+    IQ2_XS, bytes 74, sub 16, wide false, |K, block, codes, scales, offsets| {
         for index in 0..8 {
             let codes = part_mut(codes, index * 32);
             let mut signs = [0; 4];
@@ -110,7 +99,7 @@ code_book_type!(
 
 code_book_type!(
     /// Groups of eight; ten bits of index, signs in bytes of their own.
-    IQ2_S, block 256, bytes 82, sub 16, wide false, |K, block, codes, scales, offsets| {
+    IQ2_S, bytes 82, sub 16, wide false, |K, block, codes, scales, offsets| {
         for index in 0..8 {
             let codes = part_mut(codes, index * 32);
             let entries = bytes::<4>(block, 2 + index * 4);
@@ -137,7 +126,7 @@ fn quarter_scales(d: f32, packed: &[u8; 8], scales: &mut [f32], offsets: &mut [f
 
 code_book_type!(
     /// Pairs of groups of four; signs and scale of 32 in four bytes after all indices.
-    IQ3_XXS, block 256, bytes 98, sub 32, wide false, |K, block, codes, scales, offsets| {
+    IQ3_XXS, bytes 98, sub 32, wide false, |K, block, codes, scales, offsets| {
         let d = half_at(block, 0);
         for index in 0..8 {
             let entries = bytes::<8>(block, 2 + index * 8);
@@ -156,7 +145,7 @@ code_book_type!(
 
 code_book_type!(
     /// Pairs of groups of four; nine bits of index, signs in bytes of their own.
-    IQ3_S, block 256, bytes 110, sub 32, wide false, |K, block, codes, scales, offsets| {
+    IQ3_S, bytes 110, sub 32, wide false, |K, block, codes, scales, offsets| {
         let d = half_at(block, 0);
         for index in 0..8 {
             let entries = bytes::<8>(block, 2 + index * 8);
@@ -176,7 +165,7 @@ code_book_type!(
 
 code_book_type!(
     /// Ternary groups of eight; `d * scale * (q ± 1/8)`, one sign of the eighth for 32 elements.
-    IQ1_S, block 256, bytes 50, sub 32, wide false, |K, block, codes, scales, offsets| {
+    IQ1_S, bytes 50, sub 32, wide false, |K, block, codes, scales, offsets| {
         let d = half_at(block, 0);
         for index in 0..8 {
             let high = u16_at(block, 34 + index * 2);
@@ -195,7 +184,7 @@ code_book_type!(
 
 code_book_type!(
     /// As IQ1_S, with a sign of the eighth per group. Codes are `8 q ± 1`, shifted by 9.
-    IQ1_M, block 256, bytes 56, sub 16, wide false, |K, block, codes, scales, offsets| {
+    IQ1_M, bytes 56, sub 16, wide false, |K, block, codes, scales, offsets| {
         let words: [u16; 4] = std::array::from_fn(|index| u16_at(block, 48 + index * 2));
         let d = words[0] >> 12 | words[1] >> 8 & 0xf0 | words[2] >> 4 & 0xf00 | words[3] & 0xf000;
         let d = super::super::float::half_to_f32(d);

@@ -1,84 +1,137 @@
 //! Types with one scale for 32 elements, and the ternary types.
 
-use super::super::isa::Isa;
-use super::{Unpack, bytes, half_at, part_mut, u32_at};
+use super::super::isa::{Isa, Step};
+use super::code_book::IQ4_LEVELS;
+use super::{Unpack, bytes, half_at, part_mut, u16_at, u32_at, unpack_blocks};
 
-macro_rules! nibble_type {
-    ($(#[$doc:meta])* $name:ident, bytes $len:literal, high $high:expr, quants $quants:literal,
-     |$block:ident| $scale_offset:expr) => {
+/// How codes become weights.
+#[derive(Clone, Copy)]
+enum Levels {
+    /// `d * (code - zero_point)`; `d` is the block's first half-precision number.
+    Symmetric(f32),
+    /// `d * code + m`; `d` and `m` are the first two.
+    Affine,
+}
+
+/// A type of 32 elements with half-precision scales; eight blocks' scales are converted at once.
+macro_rules! half_scaled_type {
+    ($(#[$doc:meta])* $name:ident, bytes $len:literal, wide $wide:literal, $levels:expr,
+     |$isa:ident, $block:ident, $codes:ident| $body:block) => {
         $(#[$doc])*
         #[allow(non_camel_case_types, reason = "the names of the format")]
         pub(crate) struct $name;
+
+        impl $name {
+            /// # Safety
+            /// The CPU supports the instruction set.
+            #[inline(always)]
+            unsafe fn quants<$isa: Isa>($block: &[u8; $len], $codes: &mut [u8; 32]) $body
+        }
 
         impl Unpack for $name {
             const BLOCK: usize = 32;
             const BYTES: usize = $len;
             const SUB: usize = 32;
+            const WIDE: bool = $wide;
 
             #[inline(always)]
             unsafe fn unpack<K: Isa>(
-                $block: &[u8],
+                block: &[u8],
                 codes: &mut [u8],
                 scales: &mut [f32],
                 offsets: &mut [f32],
             ) {
-                let codes = part_mut::<_, 32>(codes, 0);
-                nibbles(bytes($block, $quants), codes);
-                if let Some(at) = $high {
-                    // SAFETY: the CPU supports `K`, by the caller's promise.
-                    unsafe { K::add_where(u32_at($block, at), 16, codes) };
+                // SAFETY: the CPU supports `K`, by the caller's promise.
+                unsafe { Self::quants::<K>(bytes(block, 0), part_mut(codes, 0)) };
+                let d = half_at(block, 0);
+                (scales[0], offsets[0]) = match $levels {
+                    Levels::Symmetric(zero_point) => symmetric(d, zero_point),
+                    Levels::Affine => (d, half_at(block, 2)),
+                };
+            }
+
+            #[inline(always)]
+            unsafe fn unpack_step<K: Isa>(columns: &[u8], step: &mut Step) {
+                let Some((columns, _)) = columns.split_first_chunk::<{ 8 * $len }>() else {
+                    // SAFETY: as below.
+                    return unsafe { unpack_blocks::<K, Self>(columns, step) };
+                };
+                let (scales, offsets) = (part_mut(&mut step.scales, 0), part_mut(&mut step.offsets, 0));
+                // SAFETY: the CPU supports `K`, by the caller's promise.
+                unsafe {
+                    K::widen_halves(halves::<$len>(columns, 0), scales);
+                    match $levels {
+                        Levels::Symmetric(zero_point) => {
+                            for index in 0..8 {
+                                offsets[index] = -zero_point * scales[index];
+                            }
+                        }
+                        Levels::Affine => K::widen_halves(halves::<$len>(columns, 2), offsets),
+                    }
+                    for index in 0..8 {
+                        let codes = part_mut(&mut step.codes, index * 32);
+                        Self::quants::<K>(bytes(columns, index * $len), codes);
+                    }
                 }
-                (scales[0], offsets[0]) = $scale_offset;
             }
         }
     };
 }
 
-nibble_type!(
-    /// `d * (q - 8)`.
-    Q4_0, bytes 18, high None::<usize>, quants 2,
-    |block| symmetric(half_at(block, 0), 8.0)
+half_scaled_type!(
+    /// 4 bits.
+    Q4_0, bytes 18, wide false, Levels::Symmetric(8.0), |K, block, codes| {
+        nibbles(bytes(block, 2), codes);
+    }
 );
-nibble_type!(
-    /// `d * q + m`.
-    Q4_1, bytes 20, high None::<usize>, quants 4,
-    |block| (half_at(block, 0), half_at(block, 2))
+half_scaled_type!(
+    /// 4 bits and a minimum.
+    Q4_1, bytes 20, wide false, Levels::Affine, |K, block, codes| {
+        nibbles(bytes(block, 4), codes);
+    }
 );
-nibble_type!(
-    /// `d * (q - 16)`.
-    Q5_0, bytes 22, high Some(2), quants 6,
-    |block| symmetric(half_at(block, 0), 16.0)
+half_scaled_type!(
+    /// 5 bits.
+    Q5_0, bytes 22, wide false, Levels::Symmetric(16.0), |K, block, codes| {
+        nibbles(bytes(block, 6), codes);
+        // SAFETY: the CPU supports `K`, by the caller's promise.
+        unsafe { K::add_where(u32_at(block, 2), 16, codes) };
+    }
 );
-nibble_type!(
-    /// `d * q + m`.
-    Q5_1, bytes 24, high Some(4), quants 8,
-    |block| (half_at(block, 0), half_at(block, 2))
+half_scaled_type!(
+    /// 5 bits and a minimum.
+    Q5_1, bytes 24, wide false, Levels::Affine, |K, block, codes| {
+        nibbles(bytes(block, 8), codes);
+        // SAFETY: the CPU supports `K`, by the caller's promise.
+        unsafe { K::add_where(u32_at(block, 4), 16, codes) };
+    }
 );
-
-/// `d * q`, `q` signed.
-#[allow(non_camel_case_types, reason = "the names of the format")]
-pub(crate) struct Q8_0;
-
-impl Unpack for Q8_0 {
-    const BLOCK: usize = 32;
-    const BYTES: usize = 34;
-    const SUB: usize = 32;
-    const WIDE: bool = true;
-
-    #[inline(always)]
-    unsafe fn unpack<K: Isa>(
-        block: &[u8],
-        codes: &mut [u8],
-        scales: &mut [f32],
-        offsets: &mut [f32],
-    ) {
+half_scaled_type!(
+    /// 8 bits, signed.
+    Q8_0, bytes 34, wide true, Levels::Symmetric(128.0), |K, block, codes| {
         let quants = bytes::<32>(block, 2);
-        let codes = part_mut::<_, 32>(codes, 0);
         for index in 0..32 {
             codes[index] = quants[index] ^ 0x80;
         }
-        (scales[0], offsets[0]) = symmetric(half_at(block, 0), 128.0);
     }
+);
+half_scaled_type!(
+    /// 4 bits that name one of sixteen levels.
+    IQ4_NL, bytes 18, wide true, Levels::Symmetric(128.0), |K, block, codes| {
+        nibbles(bytes(block, 2), codes);
+        // SAFETY: the CPU supports `K`, by the caller's promise.
+        unsafe { K::look_up(&IQ4_LEVELS, codes) };
+    }
+);
+
+/// The half-precision numbers at `at` of eight blocks.
+#[inline(always)]
+fn halves<const BYTES: usize>(columns: &[u8], at: usize) -> [u16; 8] {
+    let mut halves = [0; 8];
+    for index in 0..8 {
+        halves[index] = u16_at(columns, index * BYTES + at);
+    }
+    halves
 }
 
 /// Twice the values of 4-bit floats (E2M1), shifted by 12.

@@ -9,11 +9,11 @@ mod code_book;
 mod k_quants;
 mod legacy;
 
-pub(crate) use code_book::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS};
+pub(crate) use code_book::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_XS};
 pub(crate) use k_quants::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K};
-pub(crate) use legacy::{MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0};
+pub(crate) use legacy::{IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0};
 
-use super::isa::Isa;
+use super::isa::{Isa, Step};
 
 /// The unpacker of one block type.
 pub(crate) trait Unpack {
@@ -36,6 +36,32 @@ pub(crate) trait Unpack {
         scales: &mut [f32],
         offsets: &mut [f32],
     );
+
+    /// Expands the blocks of up to 256 columns.
+    ///
+    /// # Safety
+    /// The CPU supports `K`.
+    #[inline(always)]
+    unsafe fn unpack_step<K: Isa>(columns: &[u8], step: &mut Step)
+    where
+        Self: Sized,
+    {
+        // SAFETY: by the caller's promise.
+        unsafe { unpack_blocks::<K, Self>(columns, step) }
+    }
+}
+
+/// Expands block by block.
+#[inline(always)]
+unsafe fn unpack_blocks<K: Isa, U: Unpack>(columns: &[u8], step: &mut Step) {
+    let subs = U::BLOCK / U::SUB;
+    for (index, block) in columns.chunks_exact(U::BYTES).enumerate() {
+        let codes = &mut step.codes[index * U::BLOCK..][..U::BLOCK];
+        let scales = &mut step.scales[index * subs..][..subs];
+        let offsets = &mut step.offsets[index * subs..][..subs];
+        // SAFETY: by the caller's promise.
+        unsafe { U::unpack::<K>(block, codes, scales, offsets) };
+    }
 }
 
 /// Calls a macro with the names of all types that have an unpacker.
