@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ktx_gguf::Tensor;
 use ktx_kernels::device::Device;
 
-use crate::kwargs::{KwargError, KwargSet, Kwargs, Location, at};
+use crate::kwargs::{KwargSet, Kwargs, Location, at};
 use crate::module::{
     Attention, Embedding, Experts, Ffn, Gate, KModule, Layer, Linear, Model, Norm, Phase, Rope,
 };
@@ -144,14 +144,6 @@ impl Children {
 /// What went wrong with a module.
 #[derive(Debug, thiserror::Error)]
 pub enum OpError {
-    /// A keyword argument does not fit.
-    #[error("module `{path}`: {source}")]
-    Kwarg {
-        /// The module.
-        path: String,
-        /// What is wrong with it.
-        source: KwargError,
-    },
     /// A weight is not in the file.
     #[error("module `{path}` needs the tensor `{tensor}`, and the file has none of that name")]
     MissingTensor {

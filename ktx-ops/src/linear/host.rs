@@ -42,7 +42,7 @@ impl HostLinear {
     const CPU_INFER: &'static str = "ktransformers.operators.linear.KLinearCPUInfer";
     const DEFAULT: &'static str = "torch.nn.Linear";
 
-    fn new(
+    fn build(
         args: &mut BuildArgs<'_>,
         class: &'static str,
         arithmetic: Arithmetic,
@@ -293,19 +293,19 @@ impl KwargSet for CpuInferKwargs {
 }
 
 fn build_default(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
-    HostLinear::new(args, HostLinear::DEFAULT, Arithmetic::AsEngine)
+    HostLinear::build(args, HostLinear::DEFAULT, Arithmetic::AsEngine)
 }
 
 fn build_marlin(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
-    HostLinear::new(args, HostLinear::MARLIN, Arithmetic::AsEngine)
+    HostLinear::build(args, HostLinear::MARLIN, Arithmetic::AsEngine)
 }
 
 fn build_cpu_infer(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
-    HostLinear::new(args, HostLinear::CPU_INFER, Arithmetic::AsEngine)
+    HostLinear::build(args, HostLinear::CPU_INFER, Arithmetic::AsEngine)
 }
 
 fn build_torch(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
-    HostLinear::new(args, HostLinear::TORCH, Arithmetic::F32)
+    HostLinear::build(args, HostLinear::TORCH, Arithmetic::F32)
 }
 
 register_operator! {

@@ -1,0 +1,10 @@
+//! The engine on real and on tiny models, against references that share no code with it.
+
+mod generation;
+mod goldens;
+mod naive;
+mod run;
+mod smollm2;
+mod tiny;
+mod tiny_models;
+mod transformers;
