@@ -277,12 +277,18 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn centre_signed(bits: u32, codes: &mut [u8; 32]) {
+    unsafe fn centre_signed(magnitudes: [u64; 4], bits: u32, codes: &mut [u8; 32]) {
         // SAFETY: see the impl.
         unsafe {
             let at = codes.as_mut_ptr().cast();
+            let magnitudes = _mm256_set_epi64x(
+                magnitudes[3].cast_signed(),
+                magnitudes[2].cast_signed(),
+                magnitudes[1].cast_signed(),
+                magnitudes[0].cast_signed(),
+            );
             let negative = spread(bits);
-            let flipped = _mm256_xor_si256(_mm256_loadu_si256(at), negative);
+            let flipped = _mm256_xor_si256(magnitudes, negative);
             let signed = _mm256_sub_epi8(flipped, negative);
             _mm256_storeu_si256(at, _mm256_add_epi8(signed, _mm256_set1_epi8(64)));
         }

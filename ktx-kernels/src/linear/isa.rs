@@ -80,8 +80,8 @@ pub(crate) trait Isa {
     /// Adds `value` to the codes whose bits are set.
     unsafe fn add_where(bits: u32, value: u8, codes: &mut [u8; 32]);
 
-    /// Gives codes, magnitudes below 64, the signs in `bits` (set is negative), and adds 64.
-    unsafe fn centre_signed(bits: u32, codes: &mut [u8; 32]);
+    /// Gives magnitudes, bytes below 64, the signs in `bits` (set is negative), and adds 64.
+    unsafe fn centre_signed(magnitudes: [u64; 4], bits: u32, codes: &mut [u8; 32]);
 
     /// Adds the product of [`STEP`] columns of a row and of a token to `sum`. `SUB` is the
     /// columns per scale, `WIDE` whether codes exceed 127.

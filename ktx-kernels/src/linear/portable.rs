@@ -105,16 +105,17 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    unsafe fn centre_signed(bits: u32, codes: &mut [u8; 32]) {
-        for (byte, bits) in bits.to_le_bytes().into_iter().enumerate() {
-            for bit in 0..8 {
-                let code = &mut codes[byte * 8 + bit];
-                *code = if (bits >> bit) & 1 == 0 {
-                    64 + *code
-                } else {
-                    64 - *code
-                };
-            }
+    unsafe fn centre_signed(magnitudes: [u64; 4], bits: u32, codes: &mut [u8; 32]) {
+        const ONES: u64 = 0x0101_0101_0101_0101;
+        let (groups, _) = codes.as_chunks_mut::<8>();
+        for (group, bits) in bits.to_le_bytes().into_iter().enumerate() {
+            // All eight bytes at once: a mask of all ones where the sign is set, then 64 + m or
+            // 64 + m - 2 m; no byte overflows.
+            let one_bit_each = (u64::from(bits) * ONES) & 0x8040_2010_0804_0201;
+            let mask = (((one_bit_each + 0x7f * ONES) >> 7) & ONES) * 255;
+            let magnitude = magnitudes[group];
+            let signed = 64 * ONES + magnitude - ((magnitude << 1) & mask);
+            groups[group] = signed.to_le_bytes();
         }
     }
 

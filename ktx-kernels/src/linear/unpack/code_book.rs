@@ -67,12 +67,12 @@ code_book_type!(
         for index in 0..8 {
             let entries = bytes::<4>(block, 2 + index * 8);
             let rest = u32_at(block, 6 + index * 8);
-            let codes = part_mut(codes, index * 32);
-            for (group, entry) in entries.iter().enumerate() {
-                *part_mut(codes, group * 8) = IQ2XXS_GRID[usize::from(*entry)].to_le_bytes();
+            let mut values = [0; 4];
+            for group in 0..4 {
+                values[group] = IQ2XXS_GRID[usize::from(entries[group])];
             }
             // SAFETY: the CPU supports `K`, by the caller's promise.
-            unsafe { K::centre_signed(even_signs(rest), codes) };
+            unsafe { K::centre_signed(values, even_signs(rest), part_mut(codes, index * 32)) };
             let scale = d * (0.5 + (rest >> 28) as f32) * 0.25;
             (scales[index], offsets[index]) = symmetric(scale, 64.0);
         }
@@ -83,15 +83,15 @@ code_book_type!(
     /// Groups of eight; nine bits of index and seven of signs.
     IQ2_XS, bytes 74, sub 16, wide false, |K, block, codes, scales, offsets| {
         for index in 0..8 {
-            let codes = part_mut(codes, index * 32);
-            let mut signs = [0; 4];
+            let (mut values, mut signs) = ([0; 4], [0; 4]);
             for group in 0..4 {
                 let packed = u16_at(block, 2 + index * 8 + group * 2);
                 signs[group] = EVEN_SIGNS[usize::from(packed >> 9)];
-                *part_mut(codes, group * 8) = IQ2XS_GRID[usize::from(packed & 511)].to_le_bytes();
+                values[group] = IQ2XS_GRID[usize::from(packed & 511)];
             }
+            let (signs, codes) = (u32::from_le_bytes(signs), part_mut(codes, index * 32));
             // SAFETY: the CPU supports `K`, by the caller's promise.
-            unsafe { K::centre_signed(u32::from_le_bytes(signs), codes) };
+            unsafe { K::centre_signed(values, signs, codes) };
         }
         quarter_scales(half_at(block, 0), bytes(block, 66), scales, offsets);
     }
@@ -101,15 +101,16 @@ code_book_type!(
     /// Groups of eight; ten bits of index, signs in bytes of their own.
     IQ2_S, bytes 82, sub 16, wide false, |K, block, codes, scales, offsets| {
         for index in 0..8 {
-            let codes = part_mut(codes, index * 32);
+            let mut values = [0; 4];
             let entries = bytes::<4>(block, 2 + index * 4);
             let high = usize::from(block[66 + index]);
             for group in 0..4 {
                 let entry = usize::from(entries[group]) | (high >> (2 * group) & 3) << 8;
-                *part_mut(codes, group * 8) = IQ2S_GRID[entry].to_le_bytes();
+                values[group] = IQ2S_GRID[entry];
             }
+            let (signs, codes) = (u32_at(block, 34 + index * 4), part_mut(codes, index * 32));
             // SAFETY: the CPU supports `K`, by the caller's promise.
-            unsafe { K::centre_signed(u32_at(block, 34 + index * 4), codes) };
+            unsafe { K::centre_signed(values, signs, codes) };
         }
         quarter_scales(half_at(block, 0), bytes(block, 74), scales, offsets);
     }
@@ -131,12 +132,13 @@ code_book_type!(
         for index in 0..8 {
             let entries = bytes::<8>(block, 2 + index * 8);
             let rest = u32_at(block, 66 + index * 4);
-            let codes = part_mut(codes, index * 32);
-            for (group, entry) in entries.iter().enumerate() {
-                *part_mut(codes, group * 4) = IQ3XXS_GRID[usize::from(*entry)].to_le_bytes();
+            let mut values = [0; 4];
+            for group in 0..8 {
+                let value = u64::from(IQ3XXS_GRID[usize::from(entries[group])]);
+                values[group / 2] |= value << (32 * (group % 2));
             }
             // SAFETY: the CPU supports `K`, by the caller's promise.
-            unsafe { K::centre_signed(even_signs(rest), codes) };
+            unsafe { K::centre_signed(values, even_signs(rest), part_mut(codes, index * 32)) };
             let scale = d * (0.5 + (rest >> 28) as f32) * 0.5;
             (scales[index], offsets[index]) = symmetric(scale, 64.0);
         }
@@ -150,13 +152,14 @@ code_book_type!(
         for index in 0..8 {
             let entries = bytes::<8>(block, 2 + index * 8);
             let high = usize::from(block[66 + index]);
-            let codes = part_mut(codes, index * 32);
+            let mut values = [0; 4];
             for group in 0..8 {
                 let entry = usize::from(entries[group]) | (high >> group & 1) << 8;
-                *part_mut(codes, group * 4) = IQ3S_GRID[entry].to_le_bytes();
+                values[group / 2] |= u64::from(IQ3S_GRID[entry]) << (32 * (group % 2));
             }
+            let (signs, codes) = (u32_at(block, 74 + index * 4), part_mut(codes, index * 32));
             // SAFETY: the CPU supports `K`, by the caller's promise.
-            unsafe { K::centre_signed(u32_at(block, 74 + index * 4), codes) };
+            unsafe { K::centre_signed(values, signs, codes) };
             let scale = block[106 + index / 2] >> (4 * (index % 2)) & 15;
             (scales[index], offsets[index]) = symmetric(d * (1.0 + 2.0 * f32::from(scale)), 64.0);
         }
