@@ -1,3 +1,7 @@
 //! The command line `ktx`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ktx_cli::run()
+}

@@ -26,6 +26,7 @@ pub mod engine;
 pub mod error;
 pub mod inject;
 pub mod memory;
+pub mod perplexity;
 pub mod plan;
 pub mod rules;
 pub mod sampling;

@@ -235,7 +235,7 @@ fn positive(name: &'static str, value: usize) -> Result<usize, EngineError> {
 fn read_rules(rules: &Rules, architecture: &str) -> Result<(RuleSet, String), EngineError> {
     let preset = |preset: &crate::rules::Preset| {
         let name = format!("preset {}", preset.name);
-        RuleSet::parse(preset.text, &name).map(|rules| (rules, name)).map_err(EngineError::from)
+        RuleSet::from_preset(preset).map(|rules| (rules, name)).map_err(EngineError::from)
     };
     match rules {
         Rules::File(path) => Ok((RuleSet::from_path(path)?, path.display().to_string())),

@@ -1,0 +1,202 @@
+//! `ktx plan`: which operator goes where, and why, before anything is loaded.
+
+use std::collections::HashMap;
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use ktx_core::kernels::device::Device;
+use ktx_core::memory::{Bytes, ModuleWeights};
+use ktx_core::ops::{Registry, try_registry};
+use ktx_core::plan::{CheckMode, KeyStyle, Plan, PlanEntry, check, tree_from_json};
+use ktx_core::rules::RuleSet;
+use ktx_core::{EngineError, PlannedModel, Rules};
+
+use crate::error::CliError;
+use crate::model_args::{EngineArgs, ModelSource, RuleArgs};
+use crate::notes;
+use crate::table::{Align, Table};
+use crate::text_file::read_text;
+
+const EXAMPLE: &str = "\
+Examples:
+  ktx plan                                                      the built-in model with its preset
+  ktx plan --model model.gguf --rules my-rules.yaml --cpu
+  ktx plan --tree tree.json --rules my-rules.yaml --format json --keys hf";
+
+/// Print which operator the rules put in every module's place
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLE)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    source: ModelSource,
+
+    /// JSON file of a module tree, {path: class path} with parents first, instead of a model
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "gguf_path"], requires = "rules")]
+    tree: Option<PathBuf>,
+
+    #[command(flatten)]
+    rules: RuleArgs,
+
+    /// Device of modules that no rule matches
+    #[arg(long, value_name = "DEVICE", default_value = "cuda:0")]
+    device: Device,
+
+    /// How the plan is printed
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    format: Format,
+
+    /// Names of weights in JSON: as in Hugging Face, which is the module's path, or as in GGUF files
+    #[arg(long, value_name = "STYLE", default_value = "gguf")]
+    keys: Keys,
+
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Keys {
+    Hf,
+    Gguf,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
+    match &args.tree {
+        Some(tree) => of_tree(args, tree),
+        None => of_model(args),
+    }
+}
+
+fn of_tree(args: &PlanArgs, file: &Path) -> Result<(), CliError> {
+    let registry = try_registry()?;
+    let tree = tree_from_json(&read_text(file)?, &file.display().to_string())?;
+    let rules = read_rules(&args.rules.rules())?;
+    let mut plan = ktx_core::plan::plan(&tree, &rules, &args.device.to_string())?;
+    if args.rules.cpu {
+        plan.map_devices_to_cpu(registry);
+    }
+    let report = check(&plan, &tree, registry, CheckMode::Tree);
+    print(args, &plan, &[], registry)?;
+    plan.notes.iter().for_each(notes::note);
+    plan.warnings.iter().for_each(notes::warning);
+    report.warnings.iter().for_each(notes::warning);
+    Ok(())
+}
+
+fn read_rules(rules: &Rules) -> Result<RuleSet, CliError> {
+    Ok(match rules {
+        Rules::File(path) => RuleSet::from_path(path)?,
+        Rules::Named(name) => RuleSet::from_preset(super::rules::preset(name)?)?,
+        Rules::Text { text, name } => RuleSet::parse(text, name)?,
+        Rules::Preset => return Err(CliError::Usage("a tree names no architecture: name --rules".to_owned())),
+    })
+}
+
+fn of_model(args: &PlanArgs) -> Result<(), CliError> {
+    let builder = args.engine.apply(args.rules.apply(args.source.builder()?));
+    let planned = builder.default_device(&args.device.to_string()).plan()?;
+    if !planned.report().is_ok() {
+        return Err(EngineError::Check(planned.report().clone()).into());
+    }
+    let weights = planned.module_weights()?;
+    print(args, planned.plan(), &weights, try_registry()?)?;
+    notes::note(notes::rules(&planned));
+    tell_memory(&planned, &weights);
+    notes::about_plan(&planned);
+    Ok(())
+}
+
+/// Memory for each device; without the parts that only a machine with all devices can tell, if this is none.
+fn tell_memory(planned: &PlannedModel, weights: &[ModuleWeights]) {
+    match planned.estimate() {
+        Ok(estimate) => {
+            for (device, memory) in &estimate.devices {
+                notes::note(format_args!(
+                    "{device}: {} of memory, {} of them weights, {} cache for a context of {}, {} activations",
+                    Bytes(memory.total()),
+                    Bytes(memory.weights),
+                    Bytes(memory.kv),
+                    planned.settings().context,
+                    Bytes(memory.scratch),
+                ));
+            }
+        }
+        Err(error) => {
+            let mut devices: Vec<(Device, u64)> = Vec::new();
+            for module in weights {
+                match devices.iter_mut().find(|(device, _)| *device == module.device) {
+                    Some((_, bytes)) => *bytes += module.bytes,
+                    None => devices.push((module.device, module.bytes)),
+                }
+            }
+            devices.sort();
+            for (device, bytes) in devices {
+                notes::note(format_args!("{device}: {} of weights", Bytes(bytes)));
+            }
+            notes::warning(format_args!("this machine cannot carry out the plan: {error}"));
+        }
+    }
+}
+
+fn print(args: &PlanArgs, plan: &Plan, weights: &[ModuleWeights], registry: &Registry) -> Result<(), CliError> {
+    let mut out = stdout().lock();
+    if args.format == Format::Json {
+        let keys = match args.keys {
+            Keys::Hf => KeyStyle::Hf,
+            Keys::Gguf => KeyStyle::Gguf,
+        };
+        writeln!(out, "{:#}", plan.to_json(keys))?;
+        return Ok(());
+    }
+    let bytes: HashMap<&str, u64> = weights.iter().map(|w| (w.path.as_str(), w.bytes)).collect();
+    let mut table = Table::new([
+        ("module", Align::Left),
+        ("class", Align::Left),
+        ("device", Align::Left),
+        ("size", Align::Right),
+        ("rule", Align::Left),
+    ]);
+    for entry in plan.entries() {
+        table.push([
+            if entry.path.is_empty() { "(root)".to_owned() } else { entry.path.clone() },
+            class(entry),
+            device(plan, entry, registry),
+            bytes.get(entry.path.as_str()).map_or_else(|| "-".to_owned(), |b| Bytes(*b).to_string()),
+            entry.rule.as_ref().map_or_else(|| "-".to_owned(), |rule| format!("line {}", rule.location.line)),
+        ]);
+    }
+    Ok(table.write(&mut out)?)
+}
+
+/// The last part of the class path, with the operators of the two phases where a rule names them.
+fn class(entry: &PlanEntry) -> String {
+    let Some(class) = &entry.class else { return "null".to_owned() };
+    let leaf = class.rsplit('.').next().unwrap_or(class);
+    let op = |name: &str| entry.kwarg(name).and_then(|v| v.as_str());
+    match (op("prefill_op"), op("generate_op")) {
+        (None, None) => leaf.to_owned(),
+        (Some(prefill), Some(generate)) if prefill == generate => format!("{leaf}({generate})"),
+        (prefill, generate) => {
+            let named = |phase: &str, op: Option<&str>| op.map(|op| format!("{phase} {op}"));
+            let phases: Vec<String> =
+                [named("prefill", prefill), named("generate", generate)].into_iter().flatten().collect();
+            format!("{leaf}({})", phases.join(", "))
+        }
+    }
+}
+
+/// One device, or one for each phase.
+fn device(plan: &Plan, entry: &PlanEntry, registry: &Registry) -> String {
+    match plan.placement(entry, registry) {
+        Ok(placement) if placement.prefill == placement.generate => placement.generate.to_string(),
+        Ok(placement) => format!("prefill {}, generate {}", placement.prefill, placement.generate),
+        Err(_) => "?".to_owned(),
+    }
+}

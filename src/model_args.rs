@@ -1,0 +1,237 @@
+//! Flags that say which model is used, where its modules go, and with how much of the machine.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use ktx_core::kernels::kv::KvType;
+use ktx_core::kernels::linear::Precision;
+use ktx_core::{DeviceMapping, Engine, EngineBuilder, MemoryCheck, PlannedModel, Rules};
+
+use crate::builtin::builtin_model;
+use crate::error::CliError;
+use crate::notes;
+use crate::progress::Progress;
+
+/// Which model.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ModelSource {
+    /// GGUF file of the model, of a split one any part; without it, the built-in model
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// As --model; may also be a directory that holds one model
+    #[arg(long, alias = "gguf_path", value_name = "PATH", hide = true, conflicts_with = "model")]
+    gguf_path: Option<PathBuf>,
+}
+
+/// Which rules, and what becomes of the devices that they name.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct RuleArgs {
+    /// Rule file, or the name of a preset (`ktx rules`); without it, the preset of the architecture
+    #[arg(long, aliases = ["optimize_config_path", "optimize-config-path"], value_name = "FILE|PRESET")]
+    pub(crate) rules: Option<PathBuf>,
+
+    /// Put every module on the CPU, whatever the rules say
+    #[arg(long)]
+    pub(crate) cpu: bool,
+}
+
+/// How much of the machine is used, and for what.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct EngineArgs {
+    /// Threads of the CPU [default: as many as this process may use]
+    #[arg(short, long, aliases = ["cpu_infer", "cpu-infer"], value_name = "N")]
+    pub(crate) threads: Option<usize>,
+
+    /// Tokens that a conversation holds at most [default: the model's, up to 8192]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) context: Option<usize>,
+
+    /// Prompt tokens of one forward call [default: 512]
+    #[arg(long, aliases = ["chunk_size", "chunk_prefill_size", "chunk-prefill-size"], value_name = "N")]
+    pub(crate) chunk_size: Option<usize>,
+
+    /// Element type of the cache of keys and values [default: f16; f32 with --precision f32]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) kv_type: Option<KvTypeArg>,
+
+    /// How matrix products take their activations; f32 is exact and slow, for debugging an operator
+    #[arg(long, value_name = "TYPE", default_value = "int8")]
+    pub(crate) precision: PrecisionArg,
+
+    /// Load the model even if it does not fit into memory, and let the system page
+    #[arg(long)]
+    pub(crate) ignore_memory: bool,
+}
+
+/// Element types of the cache.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum KvTypeArg {
+    F16,
+    F32,
+}
+
+/// How products take their activations.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum PrecisionArg {
+    #[default]
+    Int8,
+    F32,
+}
+
+impl ModelSource {
+    /// What messages call the model.
+    pub(crate) fn name(&self) -> String {
+        match self.model.as_ref().or(self.gguf_path.as_ref()) {
+            Some(path) => path.display().to_string(),
+            None => crate::builtin::NAME.to_owned(),
+        }
+    }
+
+    /// Settings of an engine for this model.
+    pub(crate) fn builder(&self) -> Result<EngineBuilder, CliError> {
+        Ok(match (&self.model, &self.gguf_path) {
+            (Some(file), _) => Engine::builder().model(file),
+            (None, Some(path)) if path.is_dir() => Engine::builder().model(model_in(path)?),
+            (None, Some(path)) => Engine::builder().model(path),
+            (None, None) => Engine::builder().gguf(builtin_model()?),
+        })
+    }
+}
+
+/// The one model of a directory.
+fn model_in(directory: &Path) -> Result<PathBuf, CliError> {
+    let unreadable = |source| CliError::Unreadable { path: directory.to_owned(), source };
+    let mut models = Vec::new();
+    for file in std::fs::read_dir(directory).map_err(unreadable)? {
+        let path = file.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) && is_first_part(&path) {
+            models.push(path);
+        }
+    }
+    models.sort();
+    let reason = match models.as_slice() {
+        [model] => return Ok(model.clone()),
+        [] => "no GGUF file in it; name the model's file".to_owned(),
+        [first, ..] => format!("{} models in it; name one's file, such as {}", models.len(), first.display()),
+    };
+    Err(CliError::ModelDirectory { path: directory.to_owned(), reason })
+}
+
+/// Of a split model, `name-00001-of-00003.gguf` stands for all parts.
+fn is_first_part(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+    let part = stem.rsplit_once("-of-").and_then(|(before, count)| {
+        let number = before.rsplit_once('-')?.1;
+        count.parse::<u32>().ok().and(number.parse::<u32>().ok())
+    });
+    part.is_none_or(|number| number == 1)
+}
+
+impl RuleArgs {
+    /// A name that is no file is that of a preset; a path is always a file.
+    pub(crate) fn rules(&self) -> Rules {
+        match &self.rules {
+            None => Rules::Preset,
+            Some(path) if is_preset_name(path) => Rules::Named(path.display().to_string()),
+            Some(path) => Rules::File(path.clone()),
+        }
+    }
+
+    fn mapping(&self) -> DeviceMapping {
+        match self.cpu {
+            true => DeviceMapping::AllOnCpu,
+            false => DeviceMapping::AsPlanned,
+        }
+    }
+
+    /// Puts these settings into those of an engine.
+    pub(crate) fn apply(&self, builder: EngineBuilder) -> EngineBuilder {
+        builder.rules(self.rules()).devices(self.mapping())
+    }
+}
+
+fn is_preset_name(path: &Path) -> bool {
+    path.components().count() == 1 && path.extension().is_none() && !path.exists()
+}
+
+impl EngineArgs {
+    /// Puts these settings into those of an engine.
+    pub(crate) fn apply(&self, mut builder: EngineBuilder) -> EngineBuilder {
+        if let Some(threads) = self.threads {
+            builder = builder.threads(threads);
+        }
+        if let Some(context) = self.context {
+            builder = builder.context(context);
+        }
+        if let Some(tokens) = self.chunk_size {
+            builder = builder.chunk_size(tokens);
+        }
+        if let Some(kv_type) = self.kv_type {
+            builder = builder.kv_type(match kv_type {
+                KvTypeArg::F16 => KvType::F16,
+                KvTypeArg::F32 => KvType::F32,
+            });
+        }
+        builder
+            .precision(match self.precision {
+                PrecisionArg::Int8 => Precision::Int8,
+                PrecisionArg::F32 => Precision::F32,
+            })
+            .memory_check(match self.ignore_memory {
+                true => MemoryCheck::Ignore,
+                false => MemoryCheck::Refuse,
+            })
+    }
+}
+
+/// Loads a planned model, with its progress on a terminal.
+pub(crate) fn load(planned: PlannedModel) -> Result<Engine, CliError> {
+    planned.require()?;
+    let total = planned.module_weights()?.iter().map(|w| w.bytes).sum();
+    let mut progress = Progress::new("loading", total);
+    Ok(planned.load(&mut |at| {
+        progress.at(at.loaded);
+        true
+    })?)
+}
+
+/// Plans a model and loads it; says on standard error what the plan says.
+pub(crate) fn plan_and_load(
+    source: &ModelSource,
+    rules: &RuleArgs,
+    engine: &EngineArgs,
+    device: Option<&str>,
+) -> Result<Engine, CliError> {
+    let mut builder = engine.apply(rules.apply(source.builder()?));
+    if let Some(device) = device {
+        builder = builder.default_device(device);
+    }
+    let planned = builder.plan()?;
+    notes::about_plan(&planned);
+    load(planned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_part_of_a_split_model_counts() {
+        for (name, first) in [
+            ("model.gguf", true),
+            ("model-00001-of-00003.gguf", true),
+            ("model-00002-of-00003.gguf", false),
+            ("best-of-all.gguf", true),
+        ] {
+            assert_eq!(is_first_part(Path::new(name)), first, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_bare_word_is_a_preset_and_a_path_is_a_file() {
+        for (name, preset) in [("llama", true), ("./llama", false), ("llama.yaml", false), ("a/llama", false)] {
+            assert_eq!(is_preset_name(Path::new(name)), preset, "{name}");
+        }
+    }
+}
