@@ -351,6 +351,29 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn interleave_scales(rows: &[Step; PANEL_ROWS], scales: *mut f32, offsets: *mut f32) {
+        for (half, part) in [(0, 0), (0, LANES), (1, 0), (1, LANES)] {
+            // SAFETY: see the impl.
+            unsafe {
+                let mut scale_rows = [_mm256_setzero_si256(); LANES];
+                let mut offset_rows = scale_rows;
+                for row in 0..LANES {
+                    let step = &rows[half * LANES + row];
+                    scale_rows[row] = _mm256_load_si256(step.scales.as_ptr().add(part).cast());
+                    offset_rows[row] = _mm256_load_si256(step.offsets.as_ptr().add(part).cast());
+                }
+                transpose_8x8(&mut scale_rows);
+                transpose_8x8(&mut offset_rows);
+                for index in 0..LANES {
+                    let at = (part + index) * PANEL_ROWS + half * LANES;
+                    _mm256_storeu_si256(scales.add(at).cast(), scale_rows[index]);
+                    _mm256_storeu_si256(offsets.add(at).cast(), offset_rows[index]);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn tile_codes<const TOKENS: usize, const SUB: usize, const WIDE: bool>(
         panel: &CodePanel,
         cols: usize,

@@ -289,6 +289,26 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn interleave_scales(rows: &[Step; PANEL_ROWS], scales: *mut f32, offsets: *mut f32) {
+        // SAFETY: see the impl.
+        unsafe {
+            let mut scale_rows = [_mm512_setzero_si512(); PANEL_ROWS];
+            let mut offset_rows = scale_rows;
+            for row in 0..PANEL_ROWS {
+                scale_rows[row] = _mm512_load_si512(rows[row].scales.as_ptr().cast());
+                offset_rows[row] = _mm512_load_si512(rows[row].offsets.as_ptr().cast());
+            }
+            transpose_16x16(&mut scale_rows);
+            transpose_16x16(&mut offset_rows);
+            for index in 0..PANEL_ROWS {
+                let at = index * PANEL_ROWS;
+                _mm512_storeu_si512(scales.add(at).cast(), scale_rows[index]);
+                _mm512_storeu_si512(offsets.add(at).cast(), offset_rows[index]);
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn tile_codes<const TOKENS: usize, const SUB: usize, const WIDE: bool>(
         panel: &CodePanel,
         cols: usize,

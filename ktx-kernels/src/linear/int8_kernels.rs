@@ -8,7 +8,7 @@ use super::unpack::Unpack;
 use super::{CHUNK_COLS, MAX_ROW_TOKENS, PANEL_ROWS};
 
 /// How far ahead of the arithmetic weights are asked for. The hardware does the same within a
-/// page of 4 KiB, but begins anew at each; measured, 1 to 4 KiB make no difference.
+/// page of 4 KiB, but begins anew at each: with one thread Q4_0 went from 2.8 to 6.9 GB/s.
 const PREFETCH: usize = 2048;
 
 /// Row by row: expand 256 columns, multiply them with each token, go on.
@@ -164,16 +164,16 @@ unsafe fn fill_panel<K: Isa, U: Unpack>(
                 *step = Step::ZERO;
             }
         }
-        let (sub, subs) = (col / U::SUB, width / U::SUB);
-        for index in 0..subs {
-            let at = (sub + index) * PANEL_ROWS;
-            for row in 0..PANEL_ROWS {
-                panel.scales[at + row] = steps[row].scales[index];
-                panel.offsets[at + row] = steps[row].offsets[index];
-            }
+        let at = col / U::SUB * PANEL_ROWS;
+        let scales = panel.scales[at..].as_mut_ptr();
+        let offsets = panel.offsets[at..].as_mut_ptr();
+        // SAFETY: `K` is supported. The panel has room for the codes of `CHUNK_COLS` columns, of
+        // which these are some, and for 16 scales of each row from here on, whatever the size of
+        // the sub-blocks: those that are too many are replaced by the next step.
+        unsafe {
+            K::interleave_scales(steps, scales, offsets);
+            K::interleave(steps, col, width, panel.codes.as_mut_ptr());
         }
-        // SAFETY: the panel has room for `CHUNK_COLS` columns, of which these are some.
-        unsafe { K::interleave(steps, col, width, panel.codes.as_mut_ptr()) };
     }
 }
 

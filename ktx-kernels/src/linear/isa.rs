@@ -95,6 +95,9 @@ pub(crate) trait Isa {
     /// [`STEP`] bytes apart in `rows`, into the panel's order.
     unsafe fn interleave(rows: &[Step; PANEL_ROWS], col: usize, cols: usize, codes: *mut u8);
 
+    /// Transposes all 16 scales and offsets of [`PANEL_ROWS`] rows.
+    unsafe fn interleave_scales(rows: &[Step; PANEL_ROWS], scales: *mut f32, offsets: *mut f32);
+
     /// Multiplies `cols` columns of the panel with `TOKENS` tokens and adds the products to
     /// `out[token][row]`, `PANEL_ROWS` each; replaces them when `first`.
     unsafe fn tile_codes<const TOKENS: usize, const SUB: usize, const WIDE: bool>(

@@ -4,7 +4,7 @@
 
 use super::dispatch::Span;
 use super::float::{Widen, half_to_f32};
-use super::isa::{CodePanel, Isa, STEP, Step, TokenCodes};
+use super::isa::{CodePanel, Isa, MIN_SUB, STEP, Step, TokenCodes};
 use super::scratch::Scratch;
 use super::unpack::Unpack;
 use super::{CHUNK_COLS, PANEL_ROWS, float_kernels, int8_kernels};
@@ -149,6 +149,19 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    unsafe fn interleave_scales(rows: &[Step; PANEL_ROWS], scales: *mut f32, offsets: *mut f32) {
+        for (row, step) in rows.iter().enumerate() {
+            for index in 0..STEP / MIN_SUB {
+                // SAFETY: the caller has room for 16 scales and offsets of each row.
+                unsafe {
+                    *scales.add(index * PANEL_ROWS + row) = step.scales[index];
+                    *offsets.add(index * PANEL_ROWS + row) = step.offsets[index];
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn tile_codes<const TOKENS: usize, const SUB: usize, const WIDE: bool>(
         panel: &CodePanel,
         cols: usize,
@@ -156,21 +169,27 @@ impl Isa for Portable {
         out: &[*mut f32; TOKENS],
         first: bool,
     ) {
-        for (token, out) in tokens.iter().zip(out) {
-            for row in 0..PANEL_ROWS {
-                // SAFETY: `cols` columns are in the panel and in the token, by the caller's
-                // promise, and `out` holds a result per row.
-                unsafe {
-                    let mut sum = if first { 0.0 } else { *out.add(row) };
-                    for index in 0..cols / SUB {
-                        let (col, at) = (index * SUB, index * PANEL_ROWS + row);
-                        let codes = panel.codes[row * CHUNK_COLS + col..].as_ptr();
-                        let dot = dot_sub::<SUB>(codes, token.codes.add(col));
-                        let scale = panel.scales[at] * *token.scales.add(col / 32);
-                        sum += scale * dot as f32 + panel.offsets[at] * *token.sums.add(index);
+        for (token, &out) in tokens.iter().zip(out) {
+            // SAFETY: `cols` columns are in the panel and in the token, by the caller's promise,
+            // and `out` holds a result per row.
+            unsafe {
+                let out = &mut *out.cast::<[f32; PANEL_ROWS]>();
+                let mut sums = if first { [0.0; PANEL_ROWS] } else { *out };
+                for index in 0..cols / SUB {
+                    let (col, at) = (index * SUB, index * PANEL_ROWS);
+                    let x = token.codes.add(col);
+                    let mut dots = [0; PANEL_ROWS];
+                    for row in 0..PANEL_ROWS {
+                        dots[row] =
+                            dot_sub::<SUB>(panel.codes.as_ptr().add(row * CHUNK_COLS + col), x);
                     }
-                    *out.add(row) = sum;
+                    let (x_scale, x_sum) = (*token.scales.add(col / 32), *token.sums.add(index));
+                    for row in 0..PANEL_ROWS {
+                        let scale = panel.scales[at + row] * x_scale;
+                        sums[row] += scale * dots[row] as f32 + panel.offsets[at + row] * x_sum;
+                    }
                 }
+                *out = sums;
             }
         }
     }

@@ -42,7 +42,7 @@ use scratch::{Group, Plan};
 /// Rows of gate, of up and of down that a task multiplies: a block of the activations.
 const TASK_ROWS: usize = SCALE_COLS;
 /// Tokens whose results a task holds at a time. More tokens of one expert expand its weights
-/// again; at 256 that is a hundredth of the work.
+/// again, which at 256 is a few hundredths of the work.
 const TILE_TOKENS: usize = 256;
 /// Bytes of down that one task reads for few tokens, over all experts.
 const ROW_TASK_BYTES: usize = 48 << 10;
