@@ -1,16 +1,18 @@
-//! Speed of the matrix products: `cargo bench -p ktx-kernels --bench linear [-- TYPE…]`.
+//! Speed of the matrix products: `cargo bench -p ktx-kernels --bench linear [-- TYPE… moe]`.
 //!
 //! Per type: generation (1 token) in GB/s of weights and as a share of the measured read
-//! bandwidth, and prefill (512 tokens) in GFLOP/s and as a share of the measured peak of 8-bit
-//! multiply-adds. `KTX_CPU` forces an instruction set, `KTX_THREADS` the number of threads.
+//! bandwidth, the same from cache (what the arithmetic alone would allow), and prefill (512 tokens)
+//! in GFLOP/s and as a share of the measured peak of 8-bit multiply-adds. `KTX_CPU` forces an
+//! instruction set, `KTX_THREADS` the number of threads, `KTX_TOKENS` the tokens of a prefill.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ktx_gguf::random_blocks;
+use ktx_gguf::{GgmlType, random_blocks};
 use ktx_kernels::cpu;
 use ktx_kernels::linear::cases::{self, Case};
 use ktx_kernels::linear::{Activations, Precision, WeightRows, matmul};
+use ktx_kernels::moe::{self, ExpertStack, MoeScratch, MoeWeights, Routing};
 use ktx_kernels::pool::ThreadPool;
 
 /// Generation reads this much in all, so that no cache holds it.
@@ -26,7 +28,7 @@ fn main() {
     let threads = std::env::var("KTX_THREADS")
         .ok()
         .and_then(|value| value.parse().ok());
-    let size = std::env::var("KTX_TOKENS")
+    let tokens = std::env::var("KTX_TOKENS")
         .ok()
         .and_then(|value| value.parse().ok())
         .unwrap_or(512);
@@ -50,7 +52,7 @@ fn main() {
     );
     for (one, many) in cases::speed(2048, 1)
         .into_iter()
-        .zip(cases::speed(2048, size))
+        .zip(cases::speed(2048, tokens))
     {
         if !wanted.is_empty() && !wanted.iter().any(|name| name == one.ty.name()) {
             continue;
@@ -65,6 +67,72 @@ fn main() {
             100.0 * prefill / peak,
         );
     }
+    if wanted.is_empty() || wanted.iter().any(|name| name == "moe") {
+        moe_layer(&pool, 1);
+        moe_layer(&pool, tokens);
+    }
+}
+
+/// One Mixture-of-Experts layer in the shape of DeepSeek-V2-Lite.
+fn moe_layer(pool: &ThreadPool, tokens: usize) {
+    const EXPERTS: usize = 64;
+    const HIDDEN: usize = 2048;
+    const INTERMEDIATE: usize = 1408;
+    const TOP_K: usize = 6;
+    let blocks = |ty: GgmlType, seed| {
+        random_blocks(ty, EXPERTS * HIDDEN * INTERMEDIATE / ty.block_len(), seed)
+    };
+    let stack =
+        |ty, rows, cols, bytes| ExpertStack::stacked(ty, [EXPERTS, rows, cols], bytes).unwrap();
+    let bytes = [
+        blocks(GgmlType::Q4_K, 1),
+        blocks(GgmlType::Q4_K, 2),
+        blocks(GgmlType::Q8_0, 3),
+    ];
+    let experts = MoeWeights::new(
+        stack(GgmlType::Q4_K, INTERMEDIATE, HIDDEN, &bytes[0]),
+        stack(GgmlType::Q4_K, INTERMEDIATE, HIDDEN, &bytes[1]),
+        stack(GgmlType::Q8_0, HIDDEN, INTERMEDIATE, &bytes[2]),
+    )
+    .unwrap();
+    let x: Vec<f32> = (0..tokens * HIDDEN)
+        .map(|at| (at as f32 * 0.7).sin())
+        .collect();
+    let mut out = vec![0.0; x.len()];
+    let weights = vec![1.0 / TOP_K as f32; tokens * TOP_K];
+    let mut scratch = MoeScratch::new(tokens, HIDDEN, INTERMEDIATE, EXPERTS, TOP_K);
+    let mut step = 0;
+    let seconds = fastest(|| {
+        // Other experts in each step, so that one token finds none of them in a cache.
+        step += 1;
+        let pick = |slot: usize| ((slot * 11 + step * TOP_K) % EXPERTS) as u32;
+        let ids: Vec<u32> = (0..tokens * TOP_K).map(pick).collect();
+        let routing = Routing {
+            ids: &ids,
+            weights: &weights,
+            top_k: TOP_K,
+        };
+        let precision = Precision::Int8;
+        moe::forward(
+            pool,
+            &experts,
+            &x,
+            routing,
+            &mut out,
+            &mut scratch,
+            precision,
+        )
+        .unwrap();
+    });
+    let chosen = TOP_K * bytes.iter().map(Vec::len).sum::<usize>() / EXPERTS;
+    let operations = 2 * 3 * tokens * TOP_K * HIDDEN * INTERMEDIATE;
+    println!(
+        "experts of one layer (64, top 6), {tokens:3} tokens: {:8.3} ms, {:6.1} GFLOP/s, \
+         {:5.1} GB/s of a token's weights",
+        seconds * 1e3,
+        operations as f64 / seconds / 1e9,
+        chosen as f64 / seconds / 1e9,
+    );
 }
 
 /// Calls `work` until the time is up; seconds of the fastest call.
@@ -198,6 +266,7 @@ fn multiply_add_rounds(rounds: usize) -> (usize, i32) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use std::arch::asm;
     use std::arch::x86_64::*;
 
     const CHAINS: usize = 16;
@@ -219,14 +288,24 @@ mod x86 {
 
     #[target_feature(enable = "avx2")]
     pub fn avx2(rounds: usize) -> (usize, i32) {
-        let ones = _mm256_set1_epi16(1);
-        let mut factor = std::hint::black_box(_mm256_set1_epi8(3));
+        let (ones, factor) = (_mm256_set1_epi16(1), _mm256_set1_epi8(3));
         let mut sums = [_mm256_setzero_si256(); 8];
         for _ in 0..rounds {
-            factor = std::hint::black_box(factor);
             for sum in &mut sums {
-                let pairs = _mm256_maddubs_epi16(factor, _mm256_xor_si256(factor, *sum));
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+                // As assembly, because the compiler would multiply constants once for all.
+                // SAFETY: register operations of AVX2, which is enabled.
+                unsafe {
+                    asm!(
+                        "vpmaddubsw {pairs}, {factor}, {factor}",
+                        "vpmaddwd {pairs}, {pairs}, {ones}",
+                        "vpaddd {sum}, {sum}, {pairs}",
+                        pairs = out(ymm_reg) _,
+                        factor = in(ymm_reg) factor,
+                        ones = in(ymm_reg) ones,
+                        sum = inout(ymm_reg) *sum,
+                        options(nomem, nostack),
+                    );
+                }
             }
         }
         let all = sums
