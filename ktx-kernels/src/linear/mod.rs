@@ -9,13 +9,13 @@
 //!   takes runs of rows, expands 256 columns at a time in registers or L1, and multiplies them
 //!   with all tokens.
 //! - **many tokens** (prefill): bound by arithmetic. Each thread takes panels of
-//!   [`PANEL_ROWS`] rows, expands them once per [`CHUNK_COLS`] columns into L1/L2 scratch with
+//!   16 rows, expands them once per 1,024 columns into L1/L2 scratch with
 //!   the rows interleaved, so that vector lanes are output rows and no horizontal sum is needed,
 //!   and streams all tokens over it in register tiles.
 //!
 //! Both work on one uniform form, `weight = scale * code + offset` with unsigned byte codes and
-//! one scale and offset per 16 or 32 columns ([`unpack`]): a block type needs an unpacker, an
-//! instruction set needs the kernels of [`isa::Isa`], and every pair works.
+//! one scale and offset per 16 or 32 columns (`unpack`): a block type needs an unpacker, an
+//! instruction set needs the kernels of `isa::Isa`, and every pair works.
 //!
 //! Each output element is computed by one thread in a fixed order: the number of threads never
 //! changes a bit of the result.
