@@ -41,19 +41,25 @@ pub(crate) fn tree(keys: &Keys<'_>) -> Result<Module, ModelError> {
     };
     let skeleton = Skeleton::read(keys, classes, family)?;
     let (mla, rope) = attention_sizes(keys, skeleton.hidden_size)?;
-    let moe = moe_sizes(keys, generation, skeleton.num_layers)?;
-    let intermediate_size = match moe.first_k_dense_replace {
+    let moe = match keys.count("expert_count")? {
         0 => None,
-        _ => Some(keys.size("feed_forward_length")?),
+        _ => Some(moe_sizes(keys, generation, skeleton.num_layers)?),
+    };
+    let dense_layers = moe
+        .as_ref()
+        .map_or(skeleton.num_layers, |moe| moe.first_k_dense_replace);
+    let intermediate_size = match dense_layers {
+        0 => 0,
+        _ => keys.size("feed_forward_length")?,
     };
     skeleton.tree(
         keys,
         "mlp",
         |index, layer| {
             attention(&skeleton, &mla, &rope, index, layer);
-            match intermediate_size.filter(|_| index < moe.first_k_dense_replace) {
-                Some(width) => skeleton.mlp(layer, "mlp", "MLP", width),
-                None => block(keys, &skeleton, &moe, index, layer),
+            match moe.as_ref().filter(|_| index >= dense_layers) {
+                Some(moe) => block(keys, &skeleton, moe, index, layer),
+                None => skeleton.mlp(layer, "mlp", "MLP", intermediate_size),
             }
             Ok(())
         },
