@@ -72,9 +72,11 @@ pub(crate) fn about_model(planned: &PlannedModel) {
 /// Which rules a plan was made with.
 pub(crate) fn rules(planned: &PlannedModel) -> String {
     let name = planned.rules_name();
-    match is_preset(planned) || name.starts_with("no rules") {
-        true if name.starts_with("no rules") => name.to_owned(),
-        true => format!("rules: {name}"),
-        false => format!("rules: file {name}"),
+    if name.starts_with("no rules") {
+        name.to_owned()
+    } else if is_preset(planned) {
+        format!("rules: {name}")
+    } else {
+        format!("rules: file {name}")
     }
 }

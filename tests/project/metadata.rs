@@ -55,28 +55,39 @@ pub fn cargo() -> Command {
 /// All packages of the workspace.
 pub fn packages() -> &'static [Package] {
     static PACKAGES: OnceLock<Vec<Package>> = OnceLock::new();
-    PACKAGES.get_or_init(|| {
-        let output = cargo()
-            .args([
-                "metadata",
-                "--offline",
-                "--no-deps",
-                "--format-version",
-                "1",
-            ])
-            .current_dir(root())
-            .output()
-            .expect("cargo runs");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo writes JSON");
-        let packages = metadata["packages"].as_array().expect("it lists packages");
-        packages
-            .iter()
-            .map(|json| Package { json: json.clone() })
-            .collect()
-    })
+    PACKAGES.get_or_init(|| metadata(&["--no-deps"]))
+}
+
+/// All packages that are built on this machine, dependencies of any depth included.
+pub fn packages_and_dependencies() -> Vec<Package> {
+    let output = Command::new("rustc")
+        .arg("-vV")
+        .output()
+        .expect("rustc runs");
+    let version = String::from_utf8(output.stdout).expect("rustc writes text");
+    let host = version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .expect("it names the host");
+    metadata(&["--filter-platform", host])
+}
+
+fn metadata(arguments: &[&str]) -> Vec<Package> {
+    let output = cargo()
+        .args(["metadata", "--offline", "--format-version", "1"])
+        .args(arguments)
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo writes JSON");
+    let packages = metadata["packages"].as_array().expect("it lists packages");
+    packages
+        .iter()
+        .map(|json| Package { json: json.clone() })
+        .collect()
 }

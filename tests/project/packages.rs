@@ -3,7 +3,20 @@
 use std::fs;
 use std::path::Path;
 
-use crate::metadata::packages;
+use crate::metadata::{packages, packages_and_dependencies};
+
+/// Licences that ask for no more than a notice.
+const PERMISSIVE: [&str; 9] = [
+    "0BSD",
+    "Apache-2.0",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "MIT",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
@@ -66,6 +79,24 @@ fn dependencies_between_packages_have_versions() {
             .filter(|(_, d)| d["path"].is_string())
         {
             assert_ne!(dependency["req"], "*", "{} on {name}", package.name());
+        }
+    }
+}
+
+#[test]
+fn every_dependency_has_a_permissive_licence() {
+    for package in packages_and_dependencies() {
+        let licence = package.text("license").unwrap_or("none");
+        let names = licence
+            .split([' ', '/', '(', ')'])
+            .filter(|word| !word.is_empty());
+        for name in names.filter(|name| !matches!(*name, "AND" | "OR" | "WITH" | "LLVM-exception"))
+        {
+            assert!(
+                PERMISSIVE.contains(&name),
+                "{} is under {licence}",
+                package.name()
+            );
         }
     }
 }
