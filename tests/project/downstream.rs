@@ -25,16 +25,27 @@ impl Drop for Scratch {
     }
 }
 
-/// Optimised as the workspace's tests are, so that what both depend on is built once.
+/// What comes from the registry is optimised as in the workspace, so that it is built once; our crates
+/// are built anew, and as fast as that goes.
 fn manifest() -> String {
     let core = root().join("ktx-core");
-    format!(
+    let mut text = format!(
         "[workspace]\n\
          [package]\nname = \"downstream\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\
          [dependencies]\nktx-core = {{ path = {core:?} }}\n\
-         [profile.dev]\nopt-level = 2\ndebug = 1\n\
+         [profile.dev]\nopt-level = 0\ndebug = 1\n\
          [profile.dev.package.\"*\"]\nopt-level = 2\n"
-    )
+    );
+    for (name, level) in [
+        ("ktx-gguf", 0),
+        ("ktx-kernels", 1),
+        ("ktx-ops", 0),
+        ("ktx-models", 0),
+        ("ktx-core", 0),
+    ] {
+        text += &format!("[profile.dev.package.{name}]\nopt-level = {level}\ndebug = 0\n");
+    }
+    text
 }
 
 /// Builds the crate with the workspace's versions and runs it on the built-in model.
