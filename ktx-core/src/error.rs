@@ -37,7 +37,9 @@ pub enum EngineError {
     #[error("the plan cannot be carried out:\n{0}")]
     Check(CheckReport),
     /// There is no preset of this name.
-    #[error("there is no preset `{name}`; there are: {known}. A file is named with a path, such as ./{name}.yaml")]
+    #[error(
+        "there is no preset `{name}`; there are: {known}. A file is named with a path, such as ./{name}.yaml"
+    )]
     Preset {
         /// The name.
         name: String,
@@ -106,7 +108,9 @@ pub enum EngineError {
         context: usize,
     },
     /// All cache pages are taken by other sessions.
-    #[error("the cache is full: other sessions hold its pages; close one, or make the engine with more `sessions`")]
+    #[error(
+        "the cache is full: other sessions hold its pages; close one, or make the engine with more `sessions`"
+    )]
     CacheFull,
     /// The prompt has no tokens.
     #[error("the prompt is empty: there is nothing to continue")]

@@ -1,8 +1,8 @@
 //! Carrying out a plan: every module's operator is looked up, built, and put in its parent's place.
 
 use ktx_ops::{
-    BuildArgs, Children, Module, OpError, Operator, OperatorEntry, Placement, Role, Spec, WeightStore, default_class,
-    registry,
+    BuildArgs, Children, Module, OpError, Operator, OperatorEntry, Placement, Role, Spec,
+    WeightStore, default_class, registry,
 };
 
 use crate::plan::{Plan, PlanEntry};
@@ -37,7 +37,11 @@ pub fn inject(
     plan: &Plan,
     store: &dyn WeightStore,
 ) -> Result<(Children, InjectReport), OpError> {
-    let mut injector = Injector { plan, store, report: InjectReport::default() };
+    let mut injector = Injector {
+        plan,
+        store,
+        report: InjectReport::default(),
+    };
     let children = injector.children(tree)?;
     Ok((children, injector.report))
 }
@@ -74,8 +78,10 @@ impl Injector<'_> {
             let container = matches!(module.spec, Spec::Container) && !module.children.is_empty();
             return Ok(container.then_some(Operator::Container(children)));
         };
-        let placement =
-            self.plan.placement_at(&module.path, registry()).map_err(|e| unfit(module, entry, e.to_string()))?;
+        let placement = self
+            .plan
+            .placement_at(&module.path, registry())
+            .map_err(|e| unfit(module, entry, e.to_string()))?;
         let kwargs = entry
             .and_then(|e| e.kwargs.as_ref())
             .map(|k| k.filtered(|name| name != "generate_device" && name != "prefill_device"))
@@ -84,14 +90,23 @@ impl Injector<'_> {
             module,
             kwargs: &kwargs,
             placement,
-            location: entry.and_then(|e| e.rule.as_ref()).map(|r| r.location.clone()),
+            location: entry
+                .and_then(|e| e.rule.as_ref())
+                .map(|r| r.location.clone()),
             children,
             store: self.store,
         };
         let built = (operator.build)(&mut args)?;
         if built.role() != module.role() {
             let (is, wanted) = (built.role(), module.role());
-            return Err(unfit(module, entry, format!("`{}` has role {is}, the module has {wanted}", operator.class)));
+            return Err(unfit(
+                module,
+                entry,
+                format!(
+                    "`{}` has role {is}, the module has {wanted}",
+                    operator.class
+                ),
+            ));
         }
         self.note(module, entry, &built, placement);
         Ok(Some(built))
@@ -110,17 +125,38 @@ impl Injector<'_> {
             },
             Some(entry) => match entry.class.as_deref() {
                 Some(class) => class,
-                None => return Err(unfit(module, Some(entry), "the rule's `class` is null".to_owned())),
+                None => {
+                    return Err(unfit(
+                        module,
+                        Some(entry),
+                        "the rule's `class` is null".to_owned(),
+                    ));
+                }
             },
         };
         registry().get(class).map(Some).ok_or_else(|| {
-            let near = registry().nearest(class).map(|n| format!(" (did you mean `{n}`?)")).unwrap_or_default();
-            unfit(module, entry, format!("no operator is registered as `{class}`{near}"))
+            let near = registry()
+                .nearest(class)
+                .map(|n| format!(" (did you mean `{n}`?)"))
+                .unwrap_or_default();
+            unfit(
+                module,
+                entry,
+                format!("no operator is registered as `{class}`{near}"),
+            )
         })
     }
 
-    fn note(&mut self, module: &Module, entry: Option<&PlanEntry>, built: &Operator, placement: Placement) {
-        let Some(operator) = built.module() else { return };
+    fn note(
+        &mut self,
+        module: &Module,
+        entry: Option<&PlanEntry>,
+        built: &Operator,
+        placement: Placement,
+    ) {
+        let Some(operator) = built.module() else {
+            return;
+        };
         let by_rule = entry.is_some_and(|e| !e.is_default());
         tracing::debug!(path = %module.path, class = operator.class_path(), by_rule, "injected");
         self.report.modules.push(InjectedModule {
@@ -136,6 +172,8 @@ fn unfit(module: &Module, entry: Option<&PlanEntry>, message: String) -> OpError
     OpError::Unfit {
         path: module.path.clone(),
         message,
-        location: entry.and_then(|e| e.rule.as_ref()).map(|r| r.location.clone()),
+        location: entry
+            .and_then(|e| e.rule.as_ref())
+            .map(|r| r.location.clone()),
     }
 }

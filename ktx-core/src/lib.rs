@@ -48,6 +48,7 @@ pub use engine::{DeviceMapping, Engine, EngineBuilder, MemoryCheck, PlannedModel
 pub use error::EngineError;
 pub use sampling::SamplingParams;
 pub use session::{
-    CancelHandle, FinishReason, GenerateOptions, Generation, Outputs, Piece, Session, Statistics, Thinking,
+    CancelHandle, FinishReason, GenerateOptions, Generation, Outputs, Piece, Session, Statistics,
+    Thinking,
 };
 pub use tokenizer::{TokenId, Tokenizer};

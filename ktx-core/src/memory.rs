@@ -43,11 +43,14 @@ impl MemoryEstimate {
 
     /// What all of main memory holds, whatever index rules give to parts of it.
     pub fn host(&self) -> DeviceMemory {
-        self.devices.iter().filter(|(d, _)| d.is_cpu()).fold(DeviceMemory::default(), |sum, (_, m)| DeviceMemory {
-            weights: sum.weights + m.weights,
-            kv: sum.kv + m.kv,
-            scratch: sum.scratch + m.scratch,
-        })
+        self.devices.iter().filter(|(d, _)| d.is_cpu()).fold(
+            DeviceMemory::default(),
+            |sum, (_, m)| DeviceMemory {
+                weights: sum.weights + m.weights,
+                kv: sum.kv + m.kv,
+                scratch: sum.scratch + m.scratch,
+            },
+        )
     }
 }
 
@@ -69,7 +72,11 @@ pub struct ModuleWeights {
 ///
 /// # Errors
 /// [`OpError`] if a tensor is missing or has another shape, or a device does not parse.
-pub fn module_weights(tree: &Module, plan: &Plan, store: &dyn WeightStore) -> Result<Vec<ModuleWeights>, OpError> {
+pub fn module_weights(
+    tree: &Module,
+    plan: &Plan,
+    store: &dyn WeightStore,
+) -> Result<Vec<ModuleWeights>, OpError> {
     let mut all = Vec::new();
     collect(tree, plan, store, &mut all)?;
     Ok(all)
@@ -85,20 +92,30 @@ fn collect(
     let whole = is_whole(module, entry);
     let tensors = tensors_of(module, whole, store)?;
     if !tensors.is_empty() {
-        let placement = plan.placement_at(&module.path, registry()).map_err(|e| OpError::Unfit {
-            path: module.path.clone(),
-            message: e.to_string(),
-            location: None,
-        })?;
+        let placement =
+            plan.placement_at(&module.path, registry())
+                .map_err(|e| OpError::Unfit {
+                    path: module.path.clone(),
+                    message: e.to_string(),
+                    location: None,
+                })?;
         let mut types: Vec<&'static str> = tensors.iter().map(|t| t.ty().name()).collect();
         types.dedup();
         let bytes = tensors.iter().map(|t| t.bytes().len() as u64).sum();
-        all.push(ModuleWeights { path: module.path.clone(), device: placement.generate, bytes, types });
+        all.push(ModuleWeights {
+            path: module.path.clone(),
+            device: placement.generate,
+            bytes,
+            types,
+        });
     }
     if whole {
         return Ok(());
     }
-    module.children.iter().try_for_each(|child| collect(child, plan, store, all))
+    module
+        .children
+        .iter()
+        .try_for_each(|child| collect(child, plan, store, all))
 }
 
 /// Bytes as people read them: `1.5 GiB`.
@@ -114,7 +131,11 @@ impl fmt::Display for Bytes {
             value /= 1024.0;
             unit += 1;
         }
-        let text = if unit == 0 { format!("{} B", self.0) } else { format!("{value:.1} {}", UNITS[unit]) };
+        let text = if unit == 0 {
+            format!("{} B", self.0)
+        } else {
+            format!("{value:.1} {}", UNITS[unit])
+        };
         f.pad(&text)
     }
 }
@@ -124,7 +145,11 @@ impl fmt::Display for Bytes {
 pub fn available_host_memory() -> Option<u64> {
     let system = meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
     let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
-    let group = group_limit(read("memory.max"), read("memory.current"), read("memory.stat"));
+    let group = group_limit(
+        read("memory.max"),
+        read("memory.current"),
+        read("memory.stat"),
+    );
     Some(group.map_or(system, |left| left.min(system)))
 }
 
@@ -137,7 +162,12 @@ fn meminfo(text: &str) -> Option<u64> {
 /// Nothing if there is no limit. What the group uses for cached files is given back when it is needed.
 fn group_limit(max: Option<String>, current: Option<String>, stat: Option<String>) -> Option<u64> {
     let number = |text: Option<String>| text?.trim().parse::<u64>().ok();
-    let cached = stat.as_deref().and_then(|s| s.lines().find_map(|l| l.strip_prefix("file "))?.parse::<u64>().ok());
+    let cached = stat.as_deref().and_then(|s| {
+        s.lines()
+            .find_map(|l| l.strip_prefix("file "))?
+            .parse::<u64>()
+            .ok()
+    });
     let used = number(current)?.saturating_sub(cached.unwrap_or(0));
     Some(number(max)?.saturating_sub(used))
 }
@@ -148,12 +178,18 @@ mod tests {
 
     #[test]
     fn available_memory_is_read_from_the_kernels_text() {
-        assert_eq!(meminfo("MemTotal: 8 kB\nMemAvailable:   24103 kB\n"), Some(24103 * 1024));
+        assert_eq!(
+            meminfo("MemTotal: 8 kB\nMemAvailable:   24103 kB\n"),
+            Some(24103 * 1024)
+        );
         assert_eq!(meminfo("MemTotal: 8 kB\n"), None);
         let text = |t: &str| Some(t.to_owned());
         assert_eq!(group_limit(text("max\n"), text("10\n"), None), None);
         assert_eq!(group_limit(text("100\n"), text("30\n"), None), Some(70));
-        assert_eq!(group_limit(text("100\n"), text("30\n"), text("anon 1\nfile 20\n")), Some(90));
+        assert_eq!(
+            group_limit(text("100\n"), text("30\n"), text("anon 1\nfile 20\n")),
+            Some(90)
+        );
     }
 
     #[test]

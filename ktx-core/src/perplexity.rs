@@ -31,7 +31,9 @@ pub enum PerplexityError {
         length: usize,
     },
     /// Chunks are too short.
-    #[error("chunks of {length} tokens predict nothing; they need {MIN_LENGTH} at least (--context)")]
+    #[error(
+        "chunks of {length} tokens predict nothing; they need {MIN_LENGTH} at least (--context)"
+    )]
     ChunkTooShort {
         /// Tokens of a chunk.
         length: usize,
@@ -74,7 +76,8 @@ impl Perplexity {
         let count = self.scored as f64;
         let mean = self.nll / count;
         let variance = self.nll_squared / count - mean * mean;
-        (variance > 0.0 && self.scored > 1).then(|| (variance / (count - 1.0)).sqrt() * self.perplexity())
+        (variance > 0.0 && self.scored > 1)
+            .then(|| (variance / (count - 1.0)).sqrt() * self.perplexity())
     }
 
     /// Counts the prediction of `token` from logits `[vocab]`.
@@ -89,8 +92,13 @@ impl Perplexity {
 /// The tokens of a text as it is measured: like llama.cpp, without the line end at its very end, with BOS
 /// if the model's file asks for it, and with names of control tokens as plain text.
 pub fn tokens_of(engine: &Engine, text: &str) -> Vec<TokenId> {
-    let options = EncodeOptions { add_bos: AddBos::FromModel, parse_special: ParseSpecial::No };
-    engine.tokenizer().encode(text.strip_suffix('\n').unwrap_or(text), &options)
+    let options = EncodeOptions {
+        add_bos: AddBos::FromModel,
+        parse_special: ParseSpecial::No,
+    };
+    engine
+        .tokenizer()
+        .encode(text.strip_suffix('\n').unwrap_or(text), &options)
 }
 
 /// Measures how well an engine's model predicts tokens. `on_chunk` is called after each chunk with what is
@@ -110,12 +118,22 @@ pub fn perplexity(
     }
     let needed = length.saturating_mul(2);
     if tokens.len() < needed {
-        return Err(PerplexityError::TooShort { tokens: tokens.len(), needed, length });
+        return Err(PerplexityError::TooShort {
+            tokens: tokens.len(),
+            needed,
+            length,
+        });
     }
-    let bos = engine.tokenizer().bos().filter(|_| engine.tokenizer().adds_bos());
+    let bos = engine
+        .tokenizer()
+        .bos()
+        .filter(|_| engine.tokenizer().adds_bos());
     let mut session = engine.session();
     let mut result = Perplexity::default();
-    for chunk in tokens.chunks_exact(length).take(chunks.limit.unwrap_or(usize::MAX)) {
+    for chunk in tokens
+        .chunks_exact(length)
+        .take(chunks.limit.unwrap_or(usize::MAX))
+    {
         let mut input = chunk.to_vec();
         input[0] = bos.unwrap_or(input[0]);
         let first = length / 2;
@@ -135,7 +153,9 @@ pub fn perplexity(
 
 /// `-ln softmax(logits)[token]`; infinite for a token that has no logit.
 fn negative_log_probability(logits: &[f32], token: TokenId) -> f64 {
-    let Some(logit) = logits.get(token.0 as usize) else { return f64::INFINITY };
+    let Some(logit) = logits.get(token.0 as usize) else {
+        return f64::INFINITY;
+    };
     let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = logits.iter().map(|l| (f64::from(*l) - largest).exp()).sum();
     sum.ln() - (f64::from(*logit) - largest)
@@ -151,7 +171,9 @@ mod tests {
         let total: f64 = logits.iter().map(|l: &f32| f64::from(*l).exp()).sum();
         for (i, logit) in logits.iter().enumerate() {
             let expected = -(f64::from(*logit).exp() / total).ln();
-            assert!((negative_log_probability(&logits, TokenId(i as u32)) - expected).abs() < 1e-12);
+            assert!(
+                (negative_log_probability(&logits, TokenId(i as u32)) - expected).abs() < 1e-12
+            );
         }
         assert_eq!(negative_log_probability(&logits, TokenId(3)), f64::INFINITY);
     }
@@ -176,7 +198,12 @@ mod tests {
     #[test]
     fn the_standard_error_follows_from_the_spread() {
         let (a, b) = (1.0_f64, 3.0_f64);
-        let result = Perplexity { chunks: 1, scored: 2, nll: a + b, nll_squared: a * a + b * b };
+        let result = Perplexity {
+            chunks: 1,
+            scored: 2,
+            nll: a + b,
+            nll_squared: a * a + b * b,
+        };
         // Variance 1 around the mean of 2, over one degree of freedom.
         assert!((result.standard_error().unwrap() - 2.0_f64.exp()).abs() < 1e-12);
     }

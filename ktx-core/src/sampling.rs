@@ -51,18 +51,45 @@ pub struct SamplingError {
 impl SamplingParams {
     /// The best token always.
     pub fn greedy() -> Self {
-        Self { temperature: 0.0, ..Self::default() }
+        Self {
+            temperature: 0.0,
+            ..Self::default()
+        }
     }
 
     /// Checks the ranges.
     pub fn check(&self) -> Result<(), SamplingError> {
         let check = |name, value: f32, fits: bool, range| {
-            if fits && value.is_finite() { Ok(()) } else { Err(SamplingError { name, value, range }) }
+            if fits && value.is_finite() {
+                Ok(())
+            } else {
+                Err(SamplingError { name, value, range })
+            }
         };
-        check("temperature", self.temperature, self.temperature >= 0.0, "it must be 0 or more")?;
-        check("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "it must be above 0 and at most 1")?;
-        check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "it must be from 0 to 1")?;
-        check("repeat_penalty", self.repeat_penalty, self.repeat_penalty > 0.0, "it must be above 0")
+        check(
+            "temperature",
+            self.temperature,
+            self.temperature >= 0.0,
+            "it must be 0 or more",
+        )?;
+        check(
+            "top_p",
+            self.top_p,
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "it must be above 0 and at most 1",
+        )?;
+        check(
+            "min_p",
+            self.min_p,
+            (0.0..=1.0).contains(&self.min_p),
+            "it must be from 0 to 1",
+        )?;
+        check(
+            "repeat_penalty",
+            self.repeat_penalty,
+            self.repeat_penalty > 0.0,
+            "it must be above 0",
+        )
     }
 }
 
@@ -89,7 +116,11 @@ impl Sampler {
     /// If a parameter is out of its range.
     pub fn new(params: SamplingParams) -> Result<Self, SamplingError> {
         params.check()?;
-        Ok(Self { random: SplitMix64(params.seed), params, candidates: Vec::new() })
+        Ok(Self {
+            random: SplitMix64(params.seed),
+            params,
+            candidates: Vec::new(),
+        })
     }
 
     /// The next token, from its logits `[vocab]` and the tokens before it. Ties go to the lower id.
@@ -108,12 +139,21 @@ impl Sampler {
         if penalty == 1.0 {
             return;
         }
-        let mut seen: Vec<u32> = history.iter().rev().take(self.params.repeat_last_n).map(|t| t.0).collect();
+        let mut seen: Vec<u32> = history
+            .iter()
+            .rev()
+            .take(self.params.repeat_last_n)
+            .map(|t| t.0)
+            .collect();
         seen.sort_unstable();
         seen.dedup();
         for id in seen {
             if let Some(logit) = logits.get_mut(id as usize) {
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                *logit = if *logit > 0.0 {
+                    *logit / penalty
+                } else {
+                    *logit * penalty
+                };
             }
         }
     }
@@ -123,13 +163,24 @@ impl Sampler {
         let best = logits[argmax(logits)];
         let temperature = f64::from(self.params.temperature);
         self.candidates.clear();
-        self.candidates.extend(logits.iter().enumerate().filter(|(_, l)| l.is_finite()).map(|(id, &logit)| {
-            let probability = ((f64::from(logit) - f64::from(best)) / temperature).exp();
-            Candidate { id: id as u32, logit, probability }
-        }));
+        self.candidates.extend(
+            logits
+                .iter()
+                .enumerate()
+                .filter(|(_, l)| l.is_finite())
+                .map(|(id, &logit)| {
+                    let probability = ((f64::from(logit) - f64::from(best)) / temperature).exp();
+                    Candidate {
+                        id: id as u32,
+                        logit,
+                        probability,
+                    }
+                }),
+        );
         // What is far below anything that a draw could reach need not be sorted.
         self.candidates.retain(|c| c.probability > 1e-12);
-        let order = |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id));
+        let order =
+            |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id));
         let k = self.params.top_k;
         if k > 0 && k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(k, order);
@@ -147,7 +198,8 @@ impl Sampler {
                 sum += c.probability;
                 sum >= wanted
             });
-            self.candidates.truncate(reached.map_or(self.candidates.len(), |i| i + 1));
+            self.candidates
+                .truncate(reached.map_or(self.candidates.len(), |i| i + 1));
         }
         let least = f64::from(self.params.min_p);
         if let Some(best) = self.candidates.first().map(|c| c.probability) {
@@ -204,7 +256,9 @@ mod tests {
 
     fn draws(params: SamplingParams, logits: &[f32], n: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(params).unwrap();
-        (0..n).map(|_| sampler.sample(&mut logits.to_vec(), &[]).0).collect()
+        (0..n)
+            .map(|_| sampler.sample(&mut logits.to_vec(), &[]).0)
+            .collect()
     }
 
     #[test]
@@ -212,7 +266,14 @@ mod tests {
         // First values for seed 1234567, as the reference implementation in C prints them.
         let mut random = SplitMix64(1234567);
         let values: Vec<u64> = (0..3).map(|_| random.next()).collect();
-        assert_eq!(values, [6457827717110365317, 3203168211198807973, 9817491932198370423]);
+        assert_eq!(
+            values,
+            [
+                6457827717110365317,
+                3203168211198807973,
+                9817491932198370423
+            ]
+        );
     }
 
     #[test]
@@ -222,12 +283,19 @@ mod tests {
 
     #[test]
     fn frequencies_follow_the_softmax_at_the_temperature() {
-        let params = SamplingParams { temperature: 2.0, top_p: 1.0, seed: 7, ..SamplingParams::default() };
+        let params = SamplingParams {
+            temperature: 2.0,
+            top_p: 1.0,
+            seed: 7,
+            ..SamplingParams::default()
+        };
         let logits = [2.0, 0.0, -2.0];
-        let counts = draws(params, &logits, 20_000).iter().fold([0.0; 3], |mut c, id| {
-            c[*id as usize] += 1.0 / 20_000.0;
-            c
-        });
+        let counts = draws(params, &logits, 20_000)
+            .iter()
+            .fold([0.0; 3], |mut c, id| {
+                c[*id as usize] += 1.0 / 20_000.0;
+                c
+            });
         let weights = logits.map(|l: f32| f64::from(l / 2.0).exp());
         let total: f64 = weights.iter().sum();
         for (count, weight) in counts.iter().zip(weights) {
@@ -238,7 +306,12 @@ mod tests {
     #[test]
     fn truncations_keep_only_what_they_promise() {
         let logits = [0.0, 1.0, 2.0, 3.0];
-        let base = SamplingParams { temperature: 1.0, top_p: 1.0, seed: 1, ..SamplingParams::default() };
+        let base = SamplingParams {
+            temperature: 1.0,
+            top_p: 1.0,
+            seed: 1,
+            ..SamplingParams::default()
+        };
         let distinct = |params: SamplingParams| {
             let mut ids = draws(params, &logits, 2_000);
             ids.sort_unstable();
@@ -246,15 +319,30 @@ mod tests {
             ids
         };
         assert_eq!(distinct(base.clone()), [0, 1, 2, 3]);
-        assert_eq!(distinct(SamplingParams { top_k: 2, ..base.clone() }), [2, 3]);
+        assert_eq!(
+            distinct(SamplingParams {
+                top_k: 2,
+                ..base.clone()
+            }),
+            [2, 3]
+        );
         // Probabilities 0.032, 0.087, 0.237, 0.644.
-        assert_eq!(distinct(SamplingParams { top_p: 0.7, ..base.clone() }), [2, 3]);
+        assert_eq!(
+            distinct(SamplingParams {
+                top_p: 0.7,
+                ..base.clone()
+            }),
+            [2, 3]
+        );
         assert_eq!(distinct(SamplingParams { min_p: 0.3, ..base }), [2, 3]);
     }
 
     #[test]
     fn repeated_tokens_are_penalised_whatever_their_sign() {
-        let params = SamplingParams { repeat_penalty: 2.0, ..SamplingParams::greedy() };
+        let params = SamplingParams {
+            repeat_penalty: 2.0,
+            ..SamplingParams::greedy()
+        };
         let mut sampler = Sampler::new(params).unwrap();
         let mut logits = vec![4.0, 3.0, -1.0];
         assert_eq!(sampler.sample(&mut logits, &[TokenId(0), TokenId(2)]).0, 1);
@@ -263,17 +351,41 @@ mod tests {
 
     #[test]
     fn values_that_are_no_numbers_do_not_panic() {
-        let params = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
-        assert_eq!(draws(params.clone(), &[f32::NAN, 1.0, f32::NEG_INFINITY], 1), [1]);
+        let params = SamplingParams {
+            temperature: 1.0,
+            ..SamplingParams::default()
+        };
+        assert_eq!(
+            draws(params.clone(), &[f32::NAN, 1.0, f32::NEG_INFINITY], 1),
+            [1]
+        );
         draws(params, &[f32::NAN, f32::NAN], 1);
     }
 
     #[test]
     fn parameters_out_of_range_are_named() {
         for (params, name) in [
-            (SamplingParams { temperature: -1.0, ..SamplingParams::default() }, "temperature"),
-            (SamplingParams { top_p: 0.0, ..SamplingParams::default() }, "top_p"),
-            (SamplingParams { min_p: f32::NAN, ..SamplingParams::default() }, "min_p"),
+            (
+                SamplingParams {
+                    temperature: -1.0,
+                    ..SamplingParams::default()
+                },
+                "temperature",
+            ),
+            (
+                SamplingParams {
+                    top_p: 0.0,
+                    ..SamplingParams::default()
+                },
+                "top_p",
+            ),
+            (
+                SamplingParams {
+                    min_p: f32::NAN,
+                    ..SamplingParams::default()
+                },
+                "min_p",
+            ),
         ] {
             assert_eq!(Sampler::new(params).unwrap_err().name, name);
         }

@@ -8,7 +8,9 @@ use ktx_core::{Engine, GenerateOptions, Rules, SamplingParams};
 use serde_json::Value;
 
 use crate::naive::measure::{ids, nmse, numbers};
-use crate::run::{Recorder, all_logits, engine, forced_logits, json, last_logits, load, pip, tokens};
+use crate::run::{
+    Recorder, all_logits, engine, forced_logits, json, last_logits, load, pip, tokens,
+};
 
 const F32_CACHE: f64 = 1e-9;
 const F16_CACHE: f64 = 1e-4;
@@ -24,7 +26,11 @@ fn cases(goldens: &Value) -> &Vec<Value> {
 }
 
 fn greedy() -> GenerateOptions {
-    GenerateOptions { sampling: SamplingParams::greedy(), max_new_tokens: 48, ..GenerateOptions::default() }
+    GenerateOptions {
+        sampling: SamplingParams::greedy(),
+        max_new_tokens: 48,
+        ..GenerateOptions::default()
+    }
 }
 
 fn check_prompts(engine: &Engine, bound: f64) {
@@ -40,18 +46,33 @@ fn check_hidden(engine: &Engine, bound: f64) {
     let hidden = &goldens["hidden"];
     let mut seen = Recorder::default();
     let prompt = tokens(&ids(&hidden["prompt_ids"]));
-    engine.session().observe(&prompt, &mut seen, &mut |_| ()).unwrap();
+    engine
+        .session()
+        .observe(&prompt, &mut seen, &mut |_| ())
+        .unwrap();
     for (i, layer) in hidden["layers"].as_array().unwrap().iter().enumerate() {
-        let found: Vec<f64> = seen.last(&format!("model.layers.{i}"), "hidden").iter().map(|x| (*x).into()).collect();
+        let found: Vec<f64> = seen
+            .last(&format!("model.layers.{i}"), "hidden")
+            .iter()
+            .map(|x| (*x).into())
+            .collect();
         let error = nmse(&found, &numbers(layer));
         assert!(error < bound, "layer {i}: NMSE {error:.2e}");
     }
-    let found: Vec<f64> = seen.last("model", "final_norm").iter().map(|x| (*x).into()).collect();
+    let found: Vec<f64> = seen
+        .last("model", "final_norm")
+        .iter()
+        .map(|x| (*x).into())
+        .collect();
     let error = nmse(&found, &numbers(&hidden["final_norm"]));
     assert!(error < bound, "final norm: NMSE {error:.2e}");
     for router in hidden["routers"].as_array().unwrap() {
         let path = format!("model.layers.{}.mlp", router["layer"]);
-        let mut found: Vec<u32> = seen.last(&path, "expert_ids").iter().map(|x| x.to_bits()).collect();
+        let mut found: Vec<u32> = seen
+            .last(&path, "expert_ids")
+            .iter()
+            .map(|x| x.to_bits())
+            .collect();
         found.sort_unstable();
         assert_eq!(found, ids(&router["experts"]), "{path}");
     }
@@ -66,7 +87,12 @@ fn f32_activations_give_the_references_logits_and_hidden_states() {
 
 #[test]
 fn an_f16_cache_costs_little() {
-    let engine = load(Engine::builder().gguf(pip()).precision(Precision::F32).kv_type(KvType::F16));
+    let engine = load(
+        Engine::builder()
+            .gguf(pip())
+            .precision(Precision::F32)
+            .kv_type(KvType::F16),
+    );
     check_prompts(&engine, F16_CACHE);
     check_hidden(&engine, F16_CACHE);
 }
@@ -83,10 +109,15 @@ fn f32_activations_give_the_references_greedy_tokens() {
     let engine = engine(&pip(), Precision::F32);
     for case in cases(&goldens()) {
         let mut session = engine.session();
-        let mut generation = session.generate(&tokens(&ids(&case["prompt_ids"])), &greedy()).unwrap();
+        let mut generation = session
+            .generate(&tokens(&ids(&case["prompt_ids"])), &greedy())
+            .unwrap();
         generation.by_ref().for_each(|piece| drop(piece.unwrap()));
         // The end token is in the golden and not in the text.
-        let expected: Vec<u32> = ids(&case["greedy_ids"]).into_iter().filter(|id| *id != 1).collect();
+        let expected: Vec<u32> = ids(&case["greedy_ids"])
+            .into_iter()
+            .filter(|id| *id != 1)
+            .collect();
         let found: Vec<u32> = generation.generated().iter().map(|t| t.0).collect();
         assert_eq!(found, expected, "{}", case["prompt"]);
     }
@@ -102,7 +133,9 @@ fn eight_bit_activations_give_the_references_greedy_tokens_up_to_a_near_tie() {
         let mut session = engine.session();
         let mut logits = last_logits(&mut session, &ids(&case["prompt_ids"]));
         for id in &expected[..clear] {
-            let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+            let best = (0..logits.len())
+                .max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
+                .unwrap();
             assert_eq!(best as u32, *id, "{}", case["prompt"]);
             logits = forced_logits(&mut session, *id);
         }
@@ -117,8 +150,17 @@ fn all_golden_questions_are_answered_to_the_letter() {
     assert_eq!(items.len(), 80);
     for item in items {
         let mut session = engine.session();
-        let answer = session.chat(item["question"].as_str().unwrap(), &greedy()).unwrap().text().unwrap();
-        assert_eq!(answer, item["answer"].as_str().unwrap(), "{}", item["question"]);
+        let answer = session
+            .chat(item["question"].as_str().unwrap(), &greedy())
+            .unwrap()
+            .text()
+            .unwrap();
+        assert_eq!(
+            answer,
+            item["answer"].as_str().unwrap(),
+            "{}",
+            item["question"]
+        );
     }
 }
 
@@ -141,7 +183,10 @@ fn absorbed_and_unabsorbed_attention_agree() {
     let story = ids(&cases(&goldens)[2]["greedy_ids"]);
     let text: Vec<u32> = prompt.into_iter().chain(story).collect();
     let logits = |absorb| {
-        let builder = Engine::builder().gguf(pip()).precision(Precision::F32).rules(absorbing(absorb));
+        let builder = Engine::builder()
+            .gguf(pip())
+            .precision(Precision::F32)
+            .rules(absorbing(absorb));
         all_logits(&mut load(builder).session(), &text).concat()
     };
     let error = nmse(&logits("True"), &logits("False"));
@@ -152,25 +197,45 @@ fn absorbed_and_unabsorbed_attention_agree() {
 fn prompts_in_chunks_of_any_size_agree_with_one_chunk_and_with_single_tokens() {
     let goldens = goldens();
     let case = &cases(&goldens)[2];
-    let text: Vec<u32> = ids(&case["prompt_ids"]).into_iter().chain(ids(&case["greedy_ids"])).collect();
+    let text: Vec<u32> = ids(&case["prompt_ids"])
+        .into_iter()
+        .chain(ids(&case["greedy_ids"]))
+        .collect();
     let text = text.repeat(2);
     for precision in [Precision::F32, Precision::Int8] {
         let chunked = |size: usize| {
-            let builder = Engine::builder().gguf(pip()).precision(precision).chunk_size(size);
+            let builder = Engine::builder()
+                .gguf(pip())
+                .precision(precision)
+                .chunk_size(size);
             last_logits(&mut load(builder).session(), &text)
         };
         let whole = chunked(512);
         // With 8 bits, chunks can differ in which kernels they take, and so in rounding.
-        let bound = if precision == Precision::F32 { 1e-9 } else { INT8_LOGITS };
+        let bound = if precision == Precision::F32 {
+            1e-9
+        } else {
+            INT8_LOGITS
+        };
         for size in [1, 7, 64] {
             let error = nmse(&chunked(size), &whole);
-            assert!(error < bound, "{precision:?}, chunks of {size}: NMSE {error:.2e}");
+            assert!(
+                error < bound,
+                "{precision:?}, chunks of {size}: NMSE {error:.2e}"
+            );
         }
         let engine = engine(&pip(), precision);
         let mut session = engine.session();
-        let stepped = text.iter().map(|id| forced_logits(&mut session, *id)).last().unwrap();
+        let stepped = text
+            .iter()
+            .map(|id| forced_logits(&mut session, *id))
+            .last()
+            .unwrap();
         let error = nmse(&stepped, &whole);
-        assert!(error < bound, "{precision:?}, token by token: NMSE {error:.2e}");
+        assert!(
+            error < bound,
+            "{precision:?}, token by token: NMSE {error:.2e}"
+        );
     }
 }
 
@@ -180,7 +245,12 @@ fn the_number_of_threads_changes_no_bit() {
     let prompt = ids(&cases(&goldens)[2]["prompt_ids"]);
     for precision in [Precision::Int8, Precision::F32] {
         let with = |threads| {
-            let engine = load(Engine::builder().gguf(pip()).precision(precision).threads(threads));
+            let engine = load(
+                Engine::builder()
+                    .gguf(pip())
+                    .precision(precision)
+                    .threads(threads),
+            );
             let mut session = engine.session();
             let mut logits = all_logits(&mut session, &prompt);
             logits.push(forced_logits(&mut session, 100));

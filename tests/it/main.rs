@@ -3,6 +3,7 @@
 mod generation;
 mod goldens;
 mod naive;
+mod perplexity;
 mod run;
 mod smollm2;
 mod tiny;

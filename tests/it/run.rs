@@ -25,7 +25,12 @@ pub fn json(path: &str) -> serde_json::Value {
 
 /// An engine on two threads.
 pub fn engine(gguf: &Gguf, precision: Precision) -> Engine {
-    load(Engine::builder().gguf(gguf.clone()).precision(precision).threads(2))
+    load(
+        Engine::builder()
+            .gguf(gguf.clone())
+            .precision(precision)
+            .threads(2),
+    )
 }
 
 /// A loaded engine.
@@ -42,7 +47,9 @@ pub fn tokens(ids: &[u32]) -> Vec<TokenId> {
 pub fn all_logits(session: &mut Session, ids: &[u32]) -> Vec<Vec<f64>> {
     let mut rows = Vec::new();
     session
-        .read(&tokens(ids), Outputs::From(0), &mut |row| rows.push(widened(row)))
+        .read(&tokens(ids), Outputs::From(0), &mut |row| {
+            rows.push(widened(row))
+        })
         .unwrap_or_else(|e| panic!("{e}"));
     rows
 }
@@ -59,7 +66,9 @@ pub fn last_logits(session: &mut Session, ids: &[u32]) -> Vec<f64> {
 /// Logits behind one more token.
 pub fn forced_logits(session: &mut Session, id: u32) -> Vec<f64> {
     let mut last = Vec::new();
-    session.force(TokenId(id), &mut |row| last = widened(row)).unwrap_or_else(|e| panic!("{e}"));
+    session
+        .force(TokenId(id), &mut |row| last = widened(row))
+        .unwrap_or_else(|e| panic!("{e}"));
     last
 }
 
@@ -77,12 +86,18 @@ impl Recorder {
     /// The last row of what a module showed under a name.
     pub fn last(&self, path: &str, what: &str) -> &[f32] {
         let found = self.seen.iter().find(|(p, w, _)| p == path && w == what);
-        &found.unwrap_or_else(|| panic!("`{path}` showed no `{what}`")).2
+        &found
+            .unwrap_or_else(|| panic!("`{path}` showed no `{what}`"))
+            .2
     }
 }
 
 impl Observer for Recorder {
     fn observe(&mut self, path: &str, what: &str, values: &[f32], cols: usize) {
-        self.seen.push((path.to_owned(), what.to_owned(), values[values.len() - cols..].to_vec()));
+        self.seen.push((
+            path.to_owned(),
+            what.to_owned(),
+            values[values.len() - cols..].to_vec(),
+        ));
     }
 }

@@ -19,7 +19,10 @@ fn every_feature_agrees_with_the_naive_reference() {
         assert!(error < 1e-9, "{name}: NMSE {error:.2e}");
 
         let mut session = engine.session();
-        let stepped: Vec<f64> = PROMPT.iter().flat_map(|id| forced_logits(&mut session, *id)).collect();
+        let stepped: Vec<f64> = PROMPT
+            .iter()
+            .flat_map(|id| forced_logits(&mut session, *id))
+            .collect();
         let error = nmse(&stepped, &expected.concat());
         assert!(error < 1e-9, "{name}, token by token: NMSE {error:.2e}");
     }

@@ -190,20 +190,33 @@ impl EngineBuilder {
             Some(Source::Opened(gguf)) => gguf,
             Some(Source::File(path)) => Gguf::open(path)?,
             None => {
-                return Err(EngineError::Setting { name: "model", value: 0, range: "name a model's file" });
+                return Err(EngineError::Setting {
+                    name: "model",
+                    value: 0,
+                    range: "name a model's file",
+                });
             }
         };
         let description = describe(&gguf)?;
         let (rules, rules_name) = read_rules(&self.rules, &description.architecture)?;
-        let default_device = self.default_device.unwrap_or_else(|| Device::CPU.to_string());
+        let default_device = self
+            .default_device
+            .unwrap_or_else(|| Device::CPU.to_string());
         let mut plan = plan(&description.tree, &rules, &default_device)?;
         if self.mapping == DeviceMapping::AllOnCpu {
             plan.map_devices_to_cpu(registry);
         }
         let report = check(&plan, &description.tree, registry, CheckMode::Model);
         let settings = Settings {
-            threads: positive("threads", self.threads.unwrap_or(ThreadPool::default_threads().get()))?,
-            context: positive("context", self.context.unwrap_or(description.context_length.min(DEFAULT_CONTEXT)))?,
+            threads: positive(
+                "threads",
+                self.threads.unwrap_or(ThreadPool::default_threads().get()),
+            )?,
+            context: positive(
+                "context",
+                self.context
+                    .unwrap_or(description.context_length.min(DEFAULT_CONTEXT)),
+            )?,
             chunk_size: positive("chunk_size", self.chunk_size.unwrap_or(DEFAULT_CHUNK))?,
             sessions: positive("sessions", self.sessions.unwrap_or(DEFAULT_SESSIONS))?,
             precision: self.precision,
@@ -212,7 +225,15 @@ impl EngineBuilder {
                 _ => KvType::F16,
             }),
         };
-        Ok(PlannedModel { gguf, description, rules_name, plan, report, settings, memory: self.memory })
+        Ok(PlannedModel {
+            gguf,
+            description,
+            rules_name,
+            plan,
+            report,
+            settings,
+            memory: self.memory,
+        })
     }
 
     /// Plans and loads.
@@ -228,27 +249,40 @@ impl EngineBuilder {
 fn positive(name: &'static str, value: usize) -> Result<usize, EngineError> {
     match value {
         1..=16_777_216 => Ok(value),
-        _ => Err(EngineError::Setting { name, value, range: "1 to 16777216 are allowed" }),
+        _ => Err(EngineError::Setting {
+            name,
+            value,
+            range: "1 to 16777216 are allowed",
+        }),
     }
 }
 
 fn read_rules(rules: &Rules, architecture: &str) -> Result<(RuleSet, String), EngineError> {
     let preset = |preset: &crate::rules::Preset| {
         let name = format!("preset {}", preset.name);
-        RuleSet::from_preset(preset).map(|rules| (rules, name)).map_err(EngineError::from)
+        RuleSet::from_preset(preset)
+            .map(|rules| (rules, name))
+            .map_err(EngineError::from)
     };
     match rules {
         Rules::File(path) => Ok((RuleSet::from_path(path)?, path.display().to_string())),
         Rules::Text { text, name } => Ok((RuleSet::parse(text, name)?, name.clone())),
         Rules::Preset => match preset_for(architecture) {
             Some(found) => preset(found),
-            None => Ok((RuleSet::parse("[]", "no rules")?, "no rules: every module keeps its default".to_owned())),
+            None => Ok((
+                RuleSet::parse("[]", "no rules")?,
+                "no rules: every module keeps its default".to_owned(),
+            )),
         },
         Rules::Named(name) => match presets().iter().find(|p| p.name == name) {
             Some(found) => preset(found),
             None => Err(EngineError::Preset {
                 name: name.clone(),
-                known: presets().iter().map(|p| p.name).collect::<Vec<_>>().join(", "),
+                known: presets()
+                    .iter()
+                    .map(|p| p.name)
+                    .collect::<Vec<_>>()
+                    .join(", "),
             }),
         },
     }
@@ -304,7 +338,11 @@ impl PlannedModel {
         if !self.report.is_ok() {
             return Err(EngineError::Check(self.report.clone()));
         }
-        Ok(require_devices(&self.plan, &[Device::CPU], try_registry()?)?)
+        Ok(require_devices(
+            &self.plan,
+            &[Device::CPU],
+            try_registry()?,
+        )?)
     }
 
     /// The weights of every module that has some.
@@ -312,7 +350,11 @@ impl PlannedModel {
     /// # Errors
     /// If a tensor is missing or has another shape than the metadata say.
     pub fn module_weights(&self) -> Result<Vec<ModuleWeights>, EngineError> {
-        Ok(module_weights(&self.description.tree, &self.plan, &self.gguf)?)
+        Ok(module_weights(
+            &self.description.tree,
+            &self.plan,
+            &self.gguf,
+        )?)
     }
 
     /// The memory that loading it takes, with the cache of one session.
@@ -327,7 +369,10 @@ impl PlannedModel {
     fn inject(&self) -> Result<(runtime::Parts, InjectReport), EngineError> {
         self.require()?;
         let (children, report) = inject(&self.description.tree, &self.plan, &self.gguf)?;
-        Ok((runtime::Parts::new(children, &self.settings, &self.description)?, report))
+        Ok((
+            runtime::Parts::new(children, &self.settings, &self.description)?,
+            report,
+        ))
     }
 
     fn estimate_of(&self, parts: &runtime::Parts) -> Result<MemoryEstimate, EngineError> {
@@ -345,7 +390,10 @@ impl PlannedModel {
     ///
     /// # Errors
     /// [`EngineError`] if the plan has errors, a tensor is missing, or memory does not suffice.
-    pub fn load(self, progress: &mut dyn FnMut(LoadProgress) -> bool) -> Result<Engine, EngineError> {
+    pub fn load(
+        self,
+        progress: &mut dyn FnMut(LoadProgress) -> bool,
+    ) -> Result<Engine, EngineError> {
         let (parts, report) = self.inject()?;
         if self.memory == MemoryCheck::Refuse {
             self.require_memory(&self.estimate_of(&parts)?)?;
@@ -353,7 +401,13 @@ impl PlannedModel {
         let tokenizer = Tokenizer::from_metadata(self.gguf.metadata())?;
         let template = ChatTemplate::from_metadata(self.gguf.metadata());
         let threads = NonZeroUsize::new(self.settings.threads).unwrap_or(NonZeroUsize::MIN);
-        let runtime = Runtime::load(parts, &self.settings, ThreadPool::new(threads), &self.gguf, progress)?;
+        let runtime = Runtime::load(
+            parts,
+            &self.settings,
+            ThreadPool::new(threads),
+            &self.gguf,
+            progress,
+        )?;
         Ok(Engine {
             inner: Arc::new(Inner {
                 description: self.description,
@@ -368,7 +422,9 @@ impl PlannedModel {
     }
 
     fn require_memory(&self, estimate: &MemoryEstimate) -> Result<(), EngineError> {
-        let Some(available) = available_host_memory() else { return Ok(()) };
+        let Some(available) = available_host_memory() else {
+            return Ok(());
+        };
         let host = estimate.host();
         if host.total() <= available {
             return Ok(());
@@ -393,4 +449,3 @@ impl PlannedModel {
         })
     }
 }
-

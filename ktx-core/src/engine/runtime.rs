@@ -10,8 +10,8 @@ use ktx_kernels::workspace::Workspace;
 use ktx_models::ModelDescription;
 use ktx_ops::module::KvLayout;
 use ktx_ops::{
-    Batch, Capacity, Children, Forward, KModule, Linear, LoadProgress, Loader, Model, OpError, Observer, Operator,
-    Phase, load_all,
+    Batch, Capacity, Children, Forward, KModule, Linear, LoadProgress, Loader, Model, Observer,
+    OpError, Operator, Phase, load_all,
 };
 
 use super::Settings;
@@ -35,7 +35,11 @@ impl Parts {
         settings: &Settings,
         description: &ModelDescription,
     ) -> Result<Self, EngineError> {
-        let missing = |child: &str, role| OpError::Child { path: String::new(), child: child.to_owned(), role };
+        let missing = |child: &str, role| OpError::Child {
+            path: String::new(),
+            child: child.to_owned(),
+            role,
+        };
         let Some(Operator::Model(model)) = children.take("model") else {
             return Err(missing("model", ktx_ops::Role::Model).into());
         };
@@ -103,7 +107,8 @@ impl Runtime {
         progress: &mut dyn FnMut(LoadProgress) -> bool,
     ) -> Result<Self, EngineError> {
         let mut loader = Loader::new(gguf, progress);
-        let (model, head): (&mut dyn KModule, &mut dyn KModule) = (parts.model.as_mut(), parts.head.as_mut());
+        let (model, head): (&mut dyn KModule, &mut dyn KModule) =
+            (parts.model.as_mut(), parts.head.as_mut());
         load_all(model, &mut loader)?;
         load_all(head, &mut loader)?;
         let pages = pages_for(settings.context) * settings.sessions;
@@ -147,7 +152,11 @@ impl Runtime {
         let sequences: Vec<SequenceKv<'_>> = batch
             .sequences
             .iter()
-            .map(|s| SequenceKv { pages: &s.pages, past: s.past, tokens: s.tokens })
+            .map(|s| SequenceKv {
+                pages: &s.pages,
+                past: s.past,
+                tokens: s.tokens,
+            })
             .collect();
         self.workspace.reset();
         let mut cx = Forward {
@@ -173,8 +182,12 @@ impl Runtime {
             let rows = LOGIT_ROWS.min(outputs - first);
             let mark = cx.workspace.mark();
             let logits = cx.alloc(hidden.device(), rows, vocab)?;
-            self.head.forward(&mut cx, hidden.row_range(first, rows), logits)?;
-            cx.workspace.write(logits).chunks_exact_mut(vocab).for_each(&mut *on_logits);
+            self.head
+                .forward(&mut cx, hidden.row_range(first, rows), logits)?;
+            cx.workspace
+                .write(logits)
+                .chunks_exact_mut(vocab)
+                .for_each(&mut *on_logits);
             cx.workspace.release(&mark);
         }
         Ok(())

@@ -5,7 +5,7 @@ use ktx_ops::kwargs::Kwarg;
 use ktx_ops::{Location, OperatorEntry, Placement, Registry, Role};
 use serde_json::Value;
 
-use super::{Plan, PlanEntry};
+use super::{Plan, PlanEntry, PlanWarning};
 use crate::rules::RuleRef;
 
 /// Keyword arguments that hold one device.
@@ -150,6 +150,9 @@ impl Plan {
             mapped += usize::from(changed);
         }
         self.on_cpu = true;
+        // On one device no layer has holes.
+        self.warnings
+            .retain(|warning| !matches!(warning, PlanWarning::LayerHole { .. }));
         self.notes.push(format!(
             "every device is mapped to the CPU: {mapped} of {} entries changed",
             self.entries.len()

@@ -61,7 +61,11 @@ impl Statistics {
 }
 
 fn rate(tokens: usize, time: Duration) -> f64 {
-    if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
+    if time.is_zero() {
+        0.0
+    } else {
+        tokens as f64 / time.as_secs_f64()
+    }
 }
 
 /// An iterator over the tokens of an answer. The prompt is read at the first call of `next`.
@@ -151,9 +155,16 @@ impl<'s> Generation<'s> {
                 self.finish(FinishReason::Cancelled);
                 return Ok(ControlFlow::Break(()));
             }
-            let outputs = if i == last { part.len() - 1..part.len() } else { 0..0 };
+            let outputs = if i == last {
+                part.len() - 1..part.len()
+            } else {
+                0..0
+            };
             let logits = &mut self.logits;
-            self.session.step(part, Phase::Prefill, outputs, None, &mut |row| copy(logits, row))?;
+            self.session
+                .step(part, Phase::Prefill, outputs, None, &mut |row| {
+                    copy(logits, row)
+                })?;
         }
         self.statistics.prompt_time = begin.elapsed();
         Ok(ControlFlow::Continue(()))
@@ -162,7 +173,10 @@ impl<'s> Generation<'s> {
     /// Reads the token that was chosen last.
     fn decode(&mut self, token: TokenId) -> Result<(), EngineError> {
         let logits = &mut self.logits;
-        self.session.step(&[token], Phase::Generate, 0..1, None, &mut |row| copy(logits, row))
+        self.session
+            .step(&[token], Phase::Generate, 0..1, None, &mut |row| {
+                copy(logits, row)
+            })
     }
 
     fn advance(&mut self) -> Result<ControlFlow<(), Piece>, EngineError> {
@@ -198,7 +212,10 @@ impl<'s> Generation<'s> {
         self.pending = Some(token);
         self.generated.push(token);
         let text = self.decoder.push(&self.session.engine.tokenizer, token);
-        Ok(ControlFlow::Continue(Piece { token: Some(token), text }))
+        Ok(ControlFlow::Continue(Piece {
+            token: Some(token),
+            text,
+        }))
     }
 
     /// What forbids to read one more token.
@@ -235,7 +252,9 @@ impl<'s> Generation<'s> {
 
     /// Puts the answer into the conversation, and notes the text that the cache now stands for.
     fn close(&mut self) {
-        let Some(answer) = self.answer.take() else { return };
+        let Some(answer) = self.answer.take() else {
+            return;
+        };
         self.session.messages.push(Message::assistant(answer));
         // The last token, if the answer did not end itself, was given out and is not in the cache.
         let read = match self.pending {

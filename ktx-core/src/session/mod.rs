@@ -29,7 +29,11 @@ pub struct GenerateOptions {
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { sampling: SamplingParams::default(), max_new_tokens: 1000, thinking: Thinking::default() }
+        Self {
+            sampling: SamplingParams::default(),
+            max_new_tokens: 1000,
+            thinking: Thinking::default(),
+        }
     }
 }
 
@@ -147,7 +151,11 @@ impl Session {
     ///
     /// # Errors
     /// [`EngineError`] if the model has no usable chat template, or the prompt does not fit.
-    pub fn chat(&mut self, user: &str, options: &GenerateOptions) -> Result<Generation<'_>, EngineError> {
+    pub fn chat(
+        &mut self,
+        user: &str,
+        options: &GenerateOptions,
+    ) -> Result<Generation<'_>, EngineError> {
         self.messages.push(Message::user(user));
         let prepared = self.chat_prompt(options);
         match prepared {
@@ -168,19 +176,29 @@ impl Session {
 
     /// The tokens to read for the conversation as it is, after forgetting those that differ, and the
     /// whole text that they complete.
-    fn chat_prompt(&mut self, options: &GenerateOptions) -> Result<(Vec<TokenId>, String), EngineError> {
+    fn chat_prompt(
+        &mut self,
+        options: &GenerateOptions,
+    ) -> Result<(Vec<TokenId>, String), EngineError> {
         let rendered = self.render(options)?;
         let tokenizer = &self.engine.tokenizer;
         let prompt = match rendered.strip_prefix(self.text.as_str()) {
             // The text goes on where the cache ends: what was generated is not encoded again, since
             // other tokens could spell the same.
             Some(rest) if !self.tokens.is_empty() && !self.text.is_empty() => {
-                let options = EncodeOptions { add_bos: AddBos::Never, parse_special: ParseSpecial::Yes };
+                let options = EncodeOptions {
+                    add_bos: AddBos::Never,
+                    parse_special: ParseSpecial::Yes,
+                };
                 tokenizer.encode(rest, &options)
             }
             _ => {
                 let ids = tokenizer.encode(&rendered, &self.chat_encoding(&rendered));
-                let same = ids.iter().zip(&self.tokens).take_while(|(a, b)| a == b).count();
+                let same = ids
+                    .iter()
+                    .zip(&self.tokens)
+                    .take_while(|(a, b)| a == b)
+                    .count();
                 // One token at least is read again: its logits choose the answer's first token.
                 let same = same.min(ids.len().saturating_sub(1));
                 self.truncate(same);
@@ -194,7 +212,11 @@ impl Session {
     fn render(&self, options: &GenerateOptions) -> Result<String, EngineError> {
         let template = match &self.engine.template {
             Ok(template) => template,
-            Err(error) => return Err(EngineError::NoTemplate { reason: error.to_string() }),
+            Err(error) => {
+                return Err(EngineError::NoTemplate {
+                    reason: error.to_string(),
+                });
+            }
         };
         let mut render = RenderOptions::for_answer();
         if options.thinking == Thinking::Off {
@@ -213,7 +235,10 @@ impl Session {
         let bos = tokenizer.bos().and_then(|id| tokenizer.token_text(id));
         match bos.is_some_and(|bos| rendered.starts_with(bos)) {
             true => EncodeOptions::rendered_chat(),
-            false => EncodeOptions { add_bos: AddBos::FromModel, parse_special: ParseSpecial::Yes },
+            false => EncodeOptions {
+                add_bos: AddBos::FromModel,
+                parse_special: ParseSpecial::Yes,
+            },
         }
     }
 
@@ -221,9 +246,20 @@ impl Session {
     ///
     /// # Errors
     /// [`EngineError`] if the prompt is empty or does not fit.
-    pub fn complete(&mut self, prompt: &str, options: &GenerateOptions) -> Result<Generation<'_>, EngineError> {
-        let add_bos = if self.tokens.is_empty() { AddBos::FromModel } else { AddBos::Never };
-        let encoding = EncodeOptions { add_bos, parse_special: ParseSpecial::Yes };
+    pub fn complete(
+        &mut self,
+        prompt: &str,
+        options: &GenerateOptions,
+    ) -> Result<Generation<'_>, EngineError> {
+        let add_bos = if self.tokens.is_empty() {
+            AddBos::FromModel
+        } else {
+            AddBos::Never
+        };
+        let encoding = EncodeOptions {
+            add_bos,
+            parse_special: ParseSpecial::Yes,
+        };
         let ids = self.engine.tokenizer.encode(prompt, &encoding);
         self.generate(&ids, options)
     }
@@ -232,7 +268,11 @@ impl Session {
     ///
     /// # Errors
     /// [`EngineError`] if there are none or they do not fit.
-    pub fn generate(&mut self, prompt: &[TokenId], options: &GenerateOptions) -> Result<Generation<'_>, EngineError> {
+    pub fn generate(
+        &mut self,
+        prompt: &[TokenId],
+        options: &GenerateOptions,
+    ) -> Result<Generation<'_>, EngineError> {
         if prompt.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
@@ -244,7 +284,11 @@ impl Session {
     fn check_length(&self, new: usize) -> Result<(), EngineError> {
         let (cached, context) = (self.tokens.len(), self.engine.settings.context);
         if cached + new > context {
-            return Err(EngineError::ContextFull { prompt: new, cached, context });
+            return Err(EngineError::ContextFull {
+                prompt: new,
+                cached,
+                context,
+            });
         }
         Ok(())
     }
@@ -290,16 +334,30 @@ impl Session {
         let chunk = self.engine.settings.chunk_size;
         if tokens.is_empty() || tokens.len() > chunk {
             let range = "1 to chunk_size tokens can be observed at once";
-            return Err(EngineError::Setting { name: "tokens", value: tokens.len(), range });
+            return Err(EngineError::Setting {
+                name: "tokens",
+                value: tokens.len(),
+                range,
+            });
         }
-        self.step(tokens, Phase::Prefill, tokens.len() - 1..tokens.len(), Some(observer), on_logits)
+        self.step(
+            tokens,
+            Phase::Prefill,
+            tokens.len() - 1..tokens.len(),
+            Some(observer),
+            on_logits,
+        )
     }
 
     /// Generates the logits behind one token that is given: a forced step.
     ///
     /// # Errors
     /// [`EngineError`] if the context is full.
-    pub fn force(&mut self, token: TokenId, on_logits: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {
+    pub fn force(
+        &mut self,
+        token: TokenId,
+        on_logits: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<(), EngineError> {
         self.check_length(1)?;
         self.step(&[token], Phase::Generate, 0..1, None, on_logits)
     }
@@ -316,7 +374,8 @@ impl Session {
         let mut runtime = engine.runtime()?;
         self.reserve(&mut runtime, self.tokens.len() + tokens.len())?;
         self.batch.clear();
-        self.batch.push(tokens.iter().map(|t| t.0), self.tokens.len(), &self.pages);
+        self.batch
+            .push(tokens.iter().map(|t| t.0), self.tokens.len(), &self.pages);
         self.batch.outputs.extend(outputs);
         runtime.step(&self.batch, phase, observer, on_logits)?;
         self.tokens.extend_from_slice(tokens);
@@ -325,7 +384,8 @@ impl Session {
 
     fn reserve(&mut self, runtime: &mut Runtime, tokens: usize) -> Result<(), EngineError> {
         while self.pages.len() < pages_for(tokens) {
-            self.pages.push(runtime.take_page().ok_or(EngineError::CacheFull)?);
+            self.pages
+                .push(runtime.take_page().ok_or(EngineError::CacheFull)?);
         }
         Ok(())
     }
