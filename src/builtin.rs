@@ -34,8 +34,10 @@ fn bytes() -> Option<&'static [u8]> {
     #[repr(C, align(64))]
     struct Aligned<T: ?Sized>(T);
 
-    static MODEL: &Aligned<[u8]> =
-        &Aligned(*include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/pip-17m.gguf")));
+    static MODEL: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/models/pip-17m.gguf"
+    )));
     Some(&MODEL.0)
 }
 

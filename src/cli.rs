@@ -3,8 +3,11 @@
 use std::process::ExitCode;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use ktx_core::EngineError;
 
-use crate::commands::{bench, chat, completions, devices, inspect, operators, perplexity, plan, rules, run};
+use crate::commands::{
+    bench, chat, completions, devices, inspect, operators, perplexity, plan, rules, run,
+};
 use crate::error::CliError;
 use crate::{builtin, notes};
 
@@ -43,7 +46,11 @@ enum Command {
 
 /// The example `local_chat`: `ktx chat` as a program of its own.
 #[derive(Debug, Parser)]
-#[command(name = "local_chat", version, about = "Chat with a model, by default the built-in one")]
+#[command(
+    name = "local_chat",
+    version,
+    about = "Chat with a model, by default the built-in one"
+)]
 struct LocalChat {
     /// Say more on standard error; twice: everything, each injected operator included
     #[arg(short, long, action = ArgAction::Count)]
@@ -89,9 +96,23 @@ fn exit_code(result: Result<(), CliError>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(if matches!(error, CliError::Usage(_)) { 2 } else { 1 })
+            tell(&error);
+            ExitCode::from(if matches!(error, CliError::Usage(_)) {
+                2
+            } else {
+                1
+            })
         }
+    }
+}
+
+/// One line, or one for each problem of a plan: all are found at once.
+fn tell(error: &CliError) {
+    match error {
+        CliError::Engine(EngineError::Check(report)) => {
+            report.errors.iter().for_each(|e| eprintln!("error: {e}"))
+        }
+        error => eprintln!("error: {error}"),
     }
 }
 

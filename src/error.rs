@@ -91,4 +91,10 @@ macro_rules! through_engine {
     };
 }
 
-through_engine!(GgufError, RuleError, PlanError, ktx_core::ops::DuplicateOperator, ktx_core::ops::OpError);
+through_engine!(
+    GgufError,
+    RuleError,
+    PlanError,
+    ktx_core::ops::DuplicateOperator,
+    ktx_core::ops::OpError
+);

@@ -21,7 +21,10 @@ impl Interrupt {
         let interrupt = Self::default();
         let running = Arc::clone(&interrupt.running);
         ctrlc::set_handler(move || {
-            let answer = running.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let answer = running
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
             match answer {
                 Some(answer) => answer.cancel(),
                 None => std::process::exit(INTERRUPTED),

@@ -20,7 +20,13 @@ pub(crate) struct ModelSource {
     pub(crate) model: Option<PathBuf>,
 
     /// As --model; may also be a directory that holds one model
-    #[arg(long, alias = "gguf_path", value_name = "PATH", hide = true, conflicts_with = "model")]
+    #[arg(
+        long,
+        alias = "gguf_path",
+        value_name = "PATH",
+        hide = true,
+        conflicts_with = "model"
+    )]
     gguf_path: Option<PathBuf>,
 }
 
@@ -101,11 +107,18 @@ impl ModelSource {
 
 /// The one model of a directory.
 fn model_in(directory: &Path) -> Result<PathBuf, CliError> {
-    let unreadable = |source| CliError::Unreadable { path: directory.to_owned(), source };
+    let unreadable = |source| CliError::Unreadable {
+        path: directory.to_owned(),
+        source,
+    };
     let mut models = Vec::new();
     for file in std::fs::read_dir(directory).map_err(unreadable)? {
         let path = file.map_err(unreadable)?.path();
-        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) && is_first_part(&path) {
+        if path
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+            && is_first_part(&path)
+        {
             models.push(path);
         }
     }
@@ -113,14 +126,24 @@ fn model_in(directory: &Path) -> Result<PathBuf, CliError> {
     let reason = match models.as_slice() {
         [model] => return Ok(model.clone()),
         [] => "no GGUF file in it; name the model's file".to_owned(),
-        [first, ..] => format!("{} models in it; name one's file, such as {}", models.len(), first.display()),
+        [first, ..] => format!(
+            "{} models in it; name one's file, such as {}",
+            models.len(),
+            first.display()
+        ),
     };
-    Err(CliError::ModelDirectory { path: directory.to_owned(), reason })
+    Err(CliError::ModelDirectory {
+        path: directory.to_owned(),
+        reason,
+    })
 }
 
 /// Of a split model, `name-00001-of-00003.gguf` stands for all parts.
 fn is_first_part(path: &Path) -> bool {
-    let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+    let stem = path
+        .file_stem()
+        .and_then(|s| s.to_str())
+        .unwrap_or_default();
     let part = stem.rsplit_once("-of-").and_then(|(before, count)| {
         let number = before.rsplit_once('-')?.1;
         count.parse::<u32>().ok().and(number.parse::<u32>().ok())
@@ -230,7 +253,12 @@ mod tests {
 
     #[test]
     fn a_bare_word_is_a_preset_and_a_path_is_a_file() {
-        for (name, preset) in [("llama", true), ("./llama", false), ("llama.yaml", false), ("a/llama", false)] {
+        for (name, preset) in [
+            ("llama", true),
+            ("./llama", false),
+            ("llama.yaml", false),
+            ("a/llama", false),
+        ] {
             assert_eq!(is_preset_name(Path::new(name)), preset, "{name}");
         }
     }

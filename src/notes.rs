@@ -40,8 +40,14 @@ pub(crate) fn about_plan(planned: &PlannedModel) {
     planned.plan().warnings.iter().for_each(warning);
     // Presets keep to KTransformers' format, arguments included that mean nothing here.
     let of_preset = is_preset(planned);
-    let meant = |problem: &&Problem| !(of_preset && matches!(problem, Problem::IgnoredKwarg { .. }));
-    planned.report().warnings.iter().filter(meant).for_each(warning);
+    let meant =
+        |problem: &&Problem| !(of_preset && matches!(problem, Problem::IgnoredKwarg { .. }));
+    planned
+        .report()
+        .warnings
+        .iter()
+        .filter(meant)
+        .for_each(warning);
 }
 
 fn is_preset(planned: &PlannedModel) -> bool {
@@ -54,7 +60,10 @@ pub(crate) fn about_model(planned: &PlannedModel) {
     let settings = planned.settings();
     note(format_args!(
         "{} ({}, {}); {}; {} threads, context {}",
-        description.name.as_deref().unwrap_or_else(|| planned.gguf().name()),
+        description
+            .name
+            .as_deref()
+            .unwrap_or_else(|| planned.gguf().name()),
         description.architecture,
         Bytes(planned.gguf().file_size()),
         rules(planned),

@@ -20,7 +20,13 @@ pub(crate) struct Progress {
 impl Progress {
     /// Progress of `what` up to `total` bytes.
     pub(crate) fn new(what: &'static str, total: u64) -> Self {
-        Self { what, total, drawn: None, begun: Instant::now(), is_terminal: stderr().is_terminal() }
+        Self {
+            what,
+            total,
+            drawn: None,
+            begun: Instant::now(),
+            is_terminal: stderr().is_terminal(),
+        }
     }
 
     /// Draws it, unless that was done just now.
@@ -32,7 +38,12 @@ impl Progress {
         self.drawn = Some(Instant::now());
         let percent = done.min(self.total) * 100 / self.total.max(1);
         // Nothing is lost if a drawing is.
-        let _ = write!(stderr(), "\r{} {percent:>3} % of {}\x1b[K", self.what, Bytes(self.total));
+        let _ = write!(
+            stderr(),
+            "\r{} {percent:>3} % of {}\x1b[K",
+            self.what,
+            Bytes(self.total)
+        );
     }
 }
 

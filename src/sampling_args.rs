@@ -10,7 +10,13 @@ use ktx_core::{GenerateOptions, SamplingParams, Thinking};
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SamplingArgs {
     /// Tokens of an answer at most
-    #[arg(short = 'n', long, alias = "max_new_tokens", value_name = "N", default_value_t = 1000)]
+    #[arg(
+        short = 'n',
+        long,
+        alias = "max_new_tokens",
+        value_name = "N",
+        default_value_t = 1000
+    )]
     pub(crate) max_new_tokens: usize,
 
     /// Spread of the choice; 0 takes the best token always
@@ -30,7 +36,12 @@ pub(crate) struct SamplingArgs {
     min_p: f32,
 
     /// Make the last 64 tokens less likely by this factor; 1 switches it off
-    #[arg(long, alias = "repeat_penalty", value_name = "F", default_value_t = 1.0)]
+    #[arg(
+        long,
+        alias = "repeat_penalty",
+        value_name = "F",
+        default_value_t = 1.0
+    )]
     repeat_penalty: f32,
 
     /// The same number gives the same answer, on any number of threads; `random` takes a new one
@@ -51,7 +62,10 @@ impl FromStr for Seed {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "random" => Ok(Self::Random),
-            _ => text.parse().map(Self::Number).map_err(|_| "write a whole number from 0, or `random`".to_owned()),
+            _ => text
+                .parse()
+                .map(Self::Number)
+                .map_err(|_| "write a whole number from 0, or `random`".to_owned()),
         }
     }
 }

@@ -17,7 +17,10 @@ pub(crate) struct Table<const N: usize> {
 
 impl<const N: usize> Table<N> {
     pub(crate) fn new(columns: [(&'static str, Align); N]) -> Self {
-        Self { columns, rows: Vec::new() }
+        Self {
+            columns,
+            rows: Vec::new(),
+        }
     }
 
     pub(crate) fn push(&mut self, row: [String; N]) {
@@ -56,6 +59,9 @@ mod tests {
         table.push(["überlang".into(), "".into()]);
         let mut out = Vec::new();
         table.write(&mut out).unwrap();
-        assert_eq!(String::from_utf8(out).unwrap(), "name        bytes\na         1234567\nüberlang\n");
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "name        bytes\na         1234567\nüberlang\n"
+        );
     }
 }

@@ -14,7 +14,10 @@ const MAX_TEXT: u64 = 64 << 20;
 /// # Errors
 /// If it cannot be read, is too large, or is not UTF-8.
 pub(crate) fn read_text(path: &Path) -> Result<String, CliError> {
-    let unreadable = |source| CliError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |source| CliError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
     if path == Path::new("-") {
         return read_limited(io::stdin().lock(), PathBuf::from("standard input"));
     }
@@ -31,7 +34,13 @@ fn read_limited(reader: impl Read, path: PathBuf) -> Result<String, CliError> {
         return Err(CliError::Unreadable { path, source });
     }
     if bytes.len() as u64 > MAX_TEXT {
-        return Err(CliError::TooLarge { path, limit: MAX_TEXT });
+        return Err(CliError::TooLarge {
+            path,
+            limit: MAX_TEXT,
+        });
     }
-    String::from_utf8(bytes).map_err(|e| CliError::NotUtf8 { path, offset: e.utf8_error().valid_up_to() })
+    String::from_utf8(bytes).map_err(|e| CliError::NotUtf8 {
+        path,
+        offset: e.utf8_error().valid_up_to(),
+    })
 }

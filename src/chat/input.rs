@@ -48,7 +48,11 @@ impl Input {
     }
 
     fn from_reader(reader: LineReader, default_prompt: Option<String>) -> Self {
-        Self { reader, default_prompt: default_prompt.unwrap_or_else(|| DEFAULT_PROMPT.to_owned()), interrupted: false }
+        Self {
+            reader,
+            default_prompt: default_prompt.unwrap_or_else(|| DEFAULT_PROMPT.to_owned()),
+            interrupted: false,
+        }
     }
 
     /// Whether a person types.
@@ -87,7 +91,9 @@ impl Input {
             "/stats" => Entry::Stats,
             "/quit" | "/exit" => Entry::End,
             _ if Path::new(word).is_file() => Entry::Prompt(read_text(Path::new(word))?),
-            _ if word.starts_with('/') && !word.contains(char::is_whitespace) => Entry::Unknown(word.to_owned()),
+            _ if word.starts_with('/') && !word.contains(char::is_whitespace) => {
+                Entry::Unknown(word.to_owned())
+            }
             _ => Entry::Prompt(line),
         })
     }
@@ -142,18 +148,27 @@ mod tests {
 
     #[test]
     fn a_line_is_a_prompt_and_an_empty_one_asks_the_default() {
-        assert_eq!(entries("hello there\n\n"), [prompt("hello there"), prompt(DEFAULT_PROMPT)]);
+        assert_eq!(
+            entries("hello there\n\n"),
+            [prompt("hello there"), prompt(DEFAULT_PROMPT)]
+        );
     }
 
     #[test]
     fn three_quotes_begin_and_end_several_lines() {
-        assert_eq!(entries("\"\"\"a\nb\"\"\"\nc\n"), [prompt("a\nb"), prompt("c")]);
+        assert_eq!(
+            entries("\"\"\"a\nb\"\"\"\nc\n"),
+            [prompt("a\nb"), prompt("c")]
+        );
         assert_eq!(entries("\"\"\"\na\n\nb\n\"\"\"\n"), [prompt("a\n\nb")]);
     }
 
     #[test]
     fn quotes_that_end_the_first_line_do_not_end_the_input() {
-        assert_eq!(entries("\"\"\"hi\"\"\"\nyou\"\"\"\n"), [prompt("hi\"\"\"\nyou")]);
+        assert_eq!(
+            entries("\"\"\"hi\"\"\"\nyou\"\"\"\n"),
+            [prompt("hi\"\"\"\nyou")]
+        );
     }
 
     #[test]
@@ -165,7 +180,16 @@ mod tests {
     fn commands_are_known_and_other_words_with_a_slash_are_not_sent() {
         let found = entries("/help\n/clear\n/stats\n/clera\n/no_think hello\n/quit\nnever read\n");
         let unknown = Entry::Unknown("/clera".to_owned());
-        assert_eq!(found, [Entry::Help, Entry::Clear, Entry::Stats, unknown, prompt("/no_think hello")]);
+        assert_eq!(
+            found,
+            [
+                Entry::Help,
+                Entry::Clear,
+                Entry::Stats,
+                unknown,
+                prompt("/no_think hello")
+            ]
+        );
     }
 
     #[test]

@@ -52,7 +52,9 @@ impl LineReader {
             return Ok(Self::plain(io::stdin().lock()));
         }
         let history = history_file();
-        let config = Config::builder().bell_style(BellStyle::None).max_history_size(HISTORY);
+        let config = Config::builder()
+            .bell_style(BellStyle::None)
+            .max_history_size(HISTORY);
         let config = config.map_err(from_editor)?.build();
         let mut editor = Editor::with_config(config).map_err(from_editor)?;
         if let Some(file) = &history {
@@ -64,7 +66,10 @@ impl LineReader {
 
     /// Lines as they are.
     pub(crate) fn plain(input: impl BufRead + 'static) -> Self {
-        Self::Plain { input: Box::new(input), number: 0 }
+        Self::Plain {
+            input: Box::new(input),
+            number: 0,
+        }
     }
 
     /// Whether a person types.
@@ -106,11 +111,18 @@ fn plain_line(input: &mut dyn BufRead, number: usize) -> Result<Line, CliError> 
             bytes.pop();
         }
     } else if read as u64 == MAX_LINE {
-        return Err(io::Error::other(format!("{} is longer than {MAX_LINE} bytes", place().display())).into());
+        return Err(io::Error::other(format!(
+            "{} is longer than {MAX_LINE} bytes",
+            place().display()
+        ))
+        .into());
     }
     match String::from_utf8(bytes) {
         Ok(line) => Ok(Line::Text(line)),
-        Err(e) => Err(CliError::NotUtf8 { path: place(), offset: e.utf8_error().valid_up_to() }),
+        Err(e) => Err(CliError::NotUtf8 {
+            path: place(),
+            offset: e.utf8_error().valid_up_to(),
+        }),
     }
 }
 
@@ -154,7 +166,9 @@ fn state_directory() -> Option<PathBuf> {
 /// As the XDG base directory specification says.
 #[cfg(not(any(windows, target_os = "macos")))]
 fn state_directory() -> Option<PathBuf> {
-    let named = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let named = std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute());
     named.or_else(|| Some(std::env::home_dir()?.join(".local/state")))
 }
 
@@ -178,6 +192,9 @@ mod tests {
         let mut reader = LineReader::plain(Cursor::new(b"ok\nno \xff\n".to_vec()));
         reader.line("").unwrap();
         let error = reader.line("").unwrap_err().to_string();
-        assert!(error.contains("line 2") && error.contains("byte 3"), "{error}");
+        assert!(
+            error.contains("line 2") && error.contains("byte 3"),
+            "{error}"
+        );
     }
 }

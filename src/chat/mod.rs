@@ -35,9 +35,26 @@ pub(crate) struct Chat {
 
 impl Chat {
     /// A conversation in a session that may have a system message already.
-    pub(crate) fn new(session: Session, options: GenerateOptions, interrupt: Interrupt, context: usize) -> Self {
-        let system = session.messages().iter().find(|m| m.role == "system").map(|m| m.content.clone());
-        Self { session, options, interrupt, context, system, last: None, failed: 0 }
+    pub(crate) fn new(
+        session: Session,
+        options: GenerateOptions,
+        interrupt: Interrupt,
+        context: usize,
+    ) -> Self {
+        let system = session
+            .messages()
+            .iter()
+            .find(|m| m.role == "system")
+            .map(|m| m.content.clone());
+        Self {
+            session,
+            options,
+            interrupt,
+            context,
+            system,
+            last: None,
+            failed: 0,
+        }
     }
 
     /// Answers all inputs.
@@ -54,7 +71,9 @@ impl Chat {
                 Ok(Entry::Clear) => self.clear(),
                 Ok(Entry::Stats) => self.tell(),
                 Ok(Entry::Unknown(word)) => {
-                    self.fail(format_args!("there is no file and no command `{word}`; /help lists the commands"));
+                    self.fail(format_args!(
+                        "there is no file and no command `{word}`; /help lists the commands"
+                    ));
                 }
                 Err(error @ CliError::Io(_)) => return Err(error),
                 Err(error) => self.fail(error),
@@ -73,7 +92,11 @@ impl Chat {
             Ok((reason, statistics)) => {
                 self.tell_end(reason);
                 self.last = Some(statistics);
-                Ok(writeln!(stdout().lock(), "\n{}", statistics::report(&statistics))?)
+                Ok(writeln!(
+                    stdout().lock(),
+                    "\n{}",
+                    statistics::report(&statistics)
+                )?)
             }
             Err(CliError::Engine(error)) => {
                 self.fail(hint(&error));
@@ -122,7 +145,11 @@ impl Chat {
     }
 
     fn tell(&self) {
-        notes::note(format_args!("{} of {} tokens of context are used", self.session.tokens().len(), self.context));
+        notes::note(format_args!(
+            "{} of {} tokens of context are used",
+            self.session.tokens().len(),
+            self.context
+        ));
         if let Some(last) = &self.last {
             notes::note(format_args!(
                 "last answer: {} tokens read, {} known before, {} generated",
@@ -140,7 +167,9 @@ impl Chat {
 /// The error, and how the chat can go on.
 fn hint(error: &EngineError) -> String {
     match error {
-        EngineError::ContextFull { .. } => format!("{error}. /clear starts a new conversation here"),
+        EngineError::ContextFull { .. } => {
+            format!("{error}. /clear starts a new conversation here")
+        }
         _ => error.to_string(),
     }
 }

@@ -32,7 +32,13 @@ pub(crate) struct BenchArgs {
     prompt: usize,
 
     /// Tokens to generate; 0 leaves generation out
-    #[arg(short = 'n', long = "gen", visible_alias = "generate", value_name = "N", default_value_t = 128)]
+    #[arg(
+        short = 'n',
+        long = "gen",
+        visible_alias = "generate",
+        value_name = "N",
+        default_value_t = 128
+    )]
     generate: usize,
 
     /// Repetitions, of which the median counts
@@ -60,12 +66,16 @@ struct Rates {
 /// Runs the command.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), CliError> {
     if args.prompt == 0 && args.generate == 0 {
-        return Err(CliError::Usage("there is nothing to measure: -p and -n are both 0".to_owned()));
+        return Err(CliError::Usage(
+            "there is nothing to measure: -p and -n are both 0".to_owned(),
+        ));
     }
     let mut settings = args.engine.clone();
     let needed = args.prompt.max(args.generate);
     settings.context = Some(settings.context.unwrap_or(needed).max(needed));
-    let planned = settings.apply(args.rules.apply(args.source.builder()?)).plan()?;
+    let planned = settings
+        .apply(args.rules.apply(args.source.builder()?))
+        .plan()?;
     notes::about_plan(&planned);
     let engine = load(planned)?;
     let rates = measure(args, &engine)?;
@@ -83,11 +93,15 @@ fn measure(args: &BenchArgs, engine: &Engine) -> Result<Rates, CliError> {
     for repetition in 0..=args.repetitions {
         if args.prompt > 0 {
             let time = prompt(&mut session, &tokens[..args.prompt])?;
-            rates.prompt.extend((repetition > 0).then(|| args.prompt as f64 / time.as_secs_f64()));
+            rates
+                .prompt
+                .extend((repetition > 0).then(|| args.prompt as f64 / time.as_secs_f64()));
         }
         if args.generate > 0 {
             let time = generate(&mut session, &tokens[..args.generate])?;
-            rates.generate.extend((repetition > 0).then(|| args.generate as f64 / time.as_secs_f64()));
+            rates
+                .generate
+                .extend((repetition > 0).then(|| args.generate as f64 / time.as_secs_f64()));
         }
     }
     Ok(rates)
@@ -113,11 +127,17 @@ fn generate(session: &mut Session, tokens: &[TokenId]) -> Result<Duration, CliEr
 
 /// Tokens all over the vocabulary, the same in every run: neighbours in it would choose the same experts.
 fn random_tokens(engine: &Engine, count: usize) -> Vec<TokenId> {
-    let vocabulary = engine.description().vocab_size.min(engine.tokenizer().vocab_size()).max(1) as u64;
+    let vocabulary = engine
+        .description()
+        .vocab_size
+        .min(engine.tokenizer().vocab_size())
+        .max(1) as u64;
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
         // Knuth's linear congruential generator (MMIX); the upper bits are the random ones.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         TokenId(((state >> 33) % vocabulary) as u32)
     };
     (0..count).map(|_| next()).collect()
@@ -159,7 +179,10 @@ fn print_table(args: &BenchArgs, engine: &Engine, rates: &Rates) -> Result<(), C
         ("lowest", Align::Right),
         ("highest", Align::Right),
     ]);
-    for (name, tokens, rates) in [("prompt", args.prompt, &rates.prompt), ("generate", args.generate, &rates.generate)] {
+    for (name, tokens, rates) in [
+        ("prompt", args.prompt, &rates.prompt),
+        ("generate", args.generate, &rates.generate),
+    ] {
         if rates.is_empty() {
             continue;
         }
@@ -170,7 +193,13 @@ fn print_table(args: &BenchArgs, engine: &Engine, rates: &Rates) -> Result<(), C
         table.push([name.to_owned(), tokens.to_string(), median, lowest, highest]);
     }
     let mut out = stdout().lock();
-    writeln!(out, "{}, {} threads, {} runs", args.source.name(), engine.settings().threads, args.repetitions)?;
+    writeln!(
+        out,
+        "{}, {} threads, {} runs",
+        args.source.name(),
+        engine.settings().threads,
+        args.repetitions
+    )?;
     Ok(table.write(&mut out)?)
 }
 

@@ -106,7 +106,9 @@ impl IgnoredArgs {
             ));
         }
         if self.mode == Some(Mode::LongContext) {
-            notes::note("--mode long_context: attention is computed in full here; --context sets its length");
+            notes::note(
+                "--mode long_context: attention is computed in full here; --context sets its length",
+            );
         }
         if self.use_cuda_graph == Some(true) {
             notes::note("--use_cuda_graph has no effect: this build has no CUDA operators");
@@ -132,5 +134,6 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), CliError> {
     if let Some(system) = &args.system {
         session.set_system(system);
     }
-    Chat::new(session, options, interrupt, engine.settings().context).run(&mut Input::new(default_prompt)?)
+    Chat::new(session, options, interrupt, engine.settings().context)
+        .run(&mut Input::new(default_prompt)?)
 }

@@ -3,10 +3,10 @@
 use std::io::{Write, stdout};
 
 use clap::Args;
+use ktx_core::EngineError;
 use ktx_core::kernels::cpu::{CPU_VARIABLE, IsaLevel, detected, requested};
 use ktx_core::kernels::pool::ThreadPool;
 use ktx_core::memory::{Bytes, available_host_memory};
-use ktx_core::EngineError;
 use serde_json::json;
 
 use crate::error::CliError;
@@ -48,9 +48,16 @@ pub(crate) fn run(args: &DevicesArgs) -> Result<(), CliError> {
         true => String::new(),
         false => format!(", as {CPU_VARIABLE} says"),
     };
-    writeln!(out, "cpu    instruction sets  {} (kernels use {used}{forced})", levels.join(", "))?;
+    writeln!(
+        out,
+        "cpu    instruction sets  {} (kernels use {used}{forced})",
+        levels.join(", ")
+    )?;
     writeln!(out, "       threads           {threads}")?;
-    let memory = memory.map_or_else(|| "unknown on this system".to_owned(), |m| Bytes(m).to_string());
+    let memory = memory.map_or_else(
+        || "unknown on this system".to_owned(),
+        |m| Bytes(m).to_string(),
+    );
     writeln!(out, "       available memory  {memory}")?;
     Ok(writeln!(out, "cuda   {NO_GPU}")?)
 }

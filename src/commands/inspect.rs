@@ -51,10 +51,22 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
         writeln!(out, "{}", to_json(&gguf))?;
         return Ok(());
     }
-    writeln!(out, "{}: GGUF version {}, {}", gguf.name(), gguf.version(), size(&gguf))?;
+    writeln!(
+        out,
+        "{}: GGUF version {}, {}",
+        gguf.name(),
+        gguf.version(),
+        size(&gguf)
+    )?;
     writeln!(out, "\nmetadata")?;
     for (key, value) in gguf.metadata().iter() {
-        writeln!(out, "  {} ({}) = {}", printable(key), value.type_name(), show(value, args.full))?;
+        writeln!(
+            out,
+            "  {} ({}) = {}",
+            printable(key),
+            value.type_name(),
+            show(value, args.full)
+        )?;
     }
     writeln!(out, "\ntensors")?;
     write_tensors(&gguf, &mut out)?;
@@ -163,7 +175,11 @@ fn show(value: &Value, full: bool) -> String {
     let text = match value {
         Value::Array(array) if !full && array.len() > ELEMENTS => {
             let first = serde_json::Value::from(array_json(array, ELEMENTS)).to_string();
-            format!("{}, ...] ({} elements)", first.trim_end_matches(']'), array.len())
+            format!(
+                "{}, ...] ({} elements)",
+                first.trim_end_matches(']'),
+                array.len()
+            )
         }
         Value::String(text) => printable(text),
         value => value_json(value).to_string(),
@@ -171,7 +187,10 @@ fn show(value: &Value, full: bool) -> String {
     let length = text.chars().count();
     match full || length <= SHOWN {
         true => text,
-        false => format!("{}... ({length} characters)", text.chars().take(SHOWN).collect::<String>()),
+        false => format!(
+            "{}... ({length} characters)",
+            text.chars().take(SHOWN).collect::<String>()
+        ),
     }
 }
 
@@ -210,7 +229,11 @@ fn array_json(array: &Array, limit: usize) -> Vec<serde_json::Value> {
         Array::F32(v) => numbers!(v),
         Array::Bool(v) => numbers!(v),
         Array::String(v) => numbers!(v),
-        Array::Array(v) => v.iter().take(limit).map(|inner| array_json(inner, limit).into()).collect(),
+        Array::Array(v) => v
+            .iter()
+            .take(limit)
+            .map(|inner| array_json(inner, limit).into())
+            .collect(),
         Array::U64(v) => numbers!(v),
         Array::I64(v) => numbers!(v),
         Array::F64(v) => numbers!(v),
@@ -218,14 +241,23 @@ fn array_json(array: &Array, limit: usize) -> Vec<serde_json::Value> {
 }
 
 fn to_json(gguf: &Gguf) -> serde_json::Value {
-    let metadata: Map<_, _> = gguf.metadata().iter().map(|(key, value)| (key.to_owned(), value_json(value))).collect();
+    let metadata: Map<_, _> = gguf
+        .metadata()
+        .iter()
+        .map(|(key, value)| (key.to_owned(), value_json(value)))
+        .collect();
     let tensors: Vec<_> = gguf
         .tensors()
         .map(|t| json!({ "name": t.name, "type": t.ty.name(), "shape": t.shape, "offset": t.offset, "bytes": t.bytes }))
         .collect();
     let types: Map<_, _> = per_type(gguf)
         .into_iter()
-        .map(|(ty, s)| (ty.to_owned(), json!({ "tensors": s.tensors, "parameters": s.elements, "bytes": s.bytes })))
+        .map(|(ty, s)| {
+            (
+                ty.to_owned(),
+                json!({ "tensors": s.tensors, "parameters": s.elements, "bytes": s.bytes }),
+            )
+        })
         .collect();
     json!({
         "file": gguf.name(),
@@ -244,10 +276,19 @@ mod tests {
 
     #[test]
     fn long_values_are_shortened_and_control_characters_escaped() {
-        assert_eq!(show(&Value::String("a\x1b[2Jb".into()), false), "a\\u{1b}[2Jb");
+        assert_eq!(
+            show(&Value::String("a\x1b[2Jb".into()), false),
+            "a\\u{1b}[2Jb"
+        );
         let long = show(&Value::String("x".repeat(200)), false);
         assert!(long.ends_with("... (200 characters)"), "{long}");
-        assert_eq!(show(&Value::Array(Array::U8(vec![1; 9])), false), "[1,1,1,1, ...] (9 elements)");
-        assert_eq!(show(&Value::Array(Array::U8(vec![1; 5])), true), "[1,1,1,1,1]");
+        assert_eq!(
+            show(&Value::Array(Array::U8(vec![1; 9])), false),
+            "[1,1,1,1, ...] (9 elements)"
+        );
+        assert_eq!(
+            show(&Value::Array(Array::U8(vec![1; 5])), true),
+            "[1,1,1,1,1]"
+        );
     }
 }

@@ -30,8 +30,10 @@ pub(crate) struct OperatorsArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: &OperatorsArgs) -> Result<(), CliError> {
-    let entries: Vec<&OperatorEntry> =
-        try_registry()?.entries().filter(|e| args.filter.as_deref().is_none_or(|text| is_meant(e, text))).collect();
+    let entries: Vec<&OperatorEntry> = try_registry()?
+        .entries()
+        .filter(|e| args.filter.as_deref().is_none_or(|text| is_meant(e, text)))
+        .collect();
     let mut out = stdout().lock();
     if args.json {
         let list: Vec<Value> = entries.iter().map(|e| to_json(e)).collect();
@@ -40,7 +42,9 @@ pub(crate) fn run(args: &OperatorsArgs) -> Result<(), CliError> {
     }
     if entries.is_empty() {
         let text = args.filter.as_deref().unwrap_or_default();
-        return Err(CliError::Usage(format!("no operator has `{text}` in a name; `ktx operators` lists all")));
+        return Err(CliError::Usage(format!(
+            "no operator has `{text}` in a name; `ktx operators` lists all"
+        )));
     }
     for entry in entries {
         write_entry(entry, &mut out)?;
@@ -51,7 +55,8 @@ pub(crate) fn run(args: &OperatorsArgs) -> Result<(), CliError> {
 fn is_meant(entry: &OperatorEntry, text: &str) -> bool {
     let text = text.to_lowercase();
     let names = std::iter::once(&entry.class).chain(entry.aliases);
-    entry.role.to_string().to_lowercase() == text || names.into_iter().any(|n| n.to_lowercase().contains(&text))
+    entry.role.to_string().to_lowercase() == text
+        || names.into_iter().any(|n| n.to_lowercase().contains(&text))
 }
 
 /// All arguments: those that every operator takes, then its own.
@@ -72,10 +77,20 @@ fn write_entry(entry: &OperatorEntry, out: &mut dyn Write) -> io::Result<()> {
     }
     let defaults = entry.kwargs.defaults();
     for (i, argument) in arguments(entry).enumerate() {
-        let default = defaults.get(argument.name).map(|v| format!(" = {v}")).unwrap_or_default();
-        let ignored = argument.ignored.map(|why| format!("; ignored: {why}")).unwrap_or_default();
+        let default = defaults
+            .get(argument.name)
+            .map(|v| format!(" = {v}"))
+            .unwrap_or_default();
+        let ignored = argument
+            .ignored
+            .map(|why| format!("; ignored: {why}"))
+            .unwrap_or_default();
         let title = if i == 0 { "kwargs" } else { "" };
-        writeln!(out, "  {title:<8} {}{default}: {}{ignored}", argument.name, argument.doc)?;
+        writeln!(
+            out,
+            "  {title:<8} {}{default}: {}{ignored}",
+            argument.name, argument.doc
+        )?;
     }
     if entry.kwargs.is_open() {
         writeln!(out, "  {:<8} and those of its inner operators", "")?;

@@ -54,13 +54,22 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<(), CliError> {
     let text = read_text(&args.file)?;
     let mut settings = args.engine.clone();
     let context = *settings.context.get_or_insert(DEFAULT_CONTEXT);
-    let planned = settings.apply(args.rules.apply(args.source.builder()?)).plan()?;
+    let planned = settings
+        .apply(args.rules.apply(args.source.builder()?))
+        .plan()?;
     notes::about_plan(&planned);
     let engine = load(planned)?;
     let tokens = tokens_of(&engine, &text);
-    let chunks = Chunks { length: context, limit: args.chunks };
+    let chunks = Chunks {
+        length: context,
+        limit: args.chunks,
+    };
     let result = perplexity(&engine, &tokens, chunks, &mut |so_far| {
-        notes::note(format_args!("chunk {}: {:.4} so far", so_far.chunks, so_far.perplexity()));
+        notes::note(format_args!(
+            "chunk {}: {:.4} so far",
+            so_far.chunks,
+            so_far.perplexity()
+        ));
     })?;
     let (value, error) = (result.perplexity(), result.standard_error());
     let mut out = stdout().lock();
@@ -76,7 +85,11 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<(), CliError> {
         writeln!(out, "{line}")?;
     } else {
         let error = error.map(|e| format!(" +/- {e:.5}")).unwrap_or_default();
-        writeln!(out, "perplexity: {value:.4}{error} ({} chunks of {context} tokens)", result.chunks)?;
+        writeln!(
+            out,
+            "perplexity: {value:.4}{error} ({} chunks of {context} tokens)",
+            result.chunks
+        )?;
     }
     Ok(())
 }

@@ -95,7 +95,11 @@ fn read_rules(rules: &Rules) -> Result<RuleSet, CliError> {
         Rules::File(path) => RuleSet::from_path(path)?,
         Rules::Named(name) => RuleSet::from_preset(super::rules::preset(name)?)?,
         Rules::Text { text, name } => RuleSet::parse(text, name)?,
-        Rules::Preset => return Err(CliError::Usage("a tree names no architecture: name --rules".to_owned())),
+        Rules::Preset => {
+            return Err(CliError::Usage(
+                "a tree names no architecture: name --rules".to_owned(),
+            ));
+        }
     })
 }
 
@@ -131,7 +135,10 @@ fn tell_memory(planned: &PlannedModel, weights: &[ModuleWeights]) {
         Err(error) => {
             let mut devices: Vec<(Device, u64)> = Vec::new();
             for module in weights {
-                match devices.iter_mut().find(|(device, _)| *device == module.device) {
+                match devices
+                    .iter_mut()
+                    .find(|(device, _)| *device == module.device)
+                {
                     Some((_, bytes)) => *bytes += module.bytes,
                     None => devices.push((module.device, module.bytes)),
                 }
@@ -140,12 +147,19 @@ fn tell_memory(planned: &PlannedModel, weights: &[ModuleWeights]) {
             for (device, bytes) in devices {
                 notes::note(format_args!("{device}: {} of weights", Bytes(bytes)));
             }
-            notes::warning(format_args!("this machine cannot carry out the plan: {error}"));
+            notes::warning(format_args!(
+                "this machine cannot carry out the plan: {error}"
+            ));
         }
     }
 }
 
-fn print(args: &PlanArgs, plan: &Plan, weights: &[ModuleWeights], registry: &Registry) -> Result<(), CliError> {
+fn print(
+    args: &PlanArgs,
+    plan: &Plan,
+    weights: &[ModuleWeights],
+    registry: &Registry,
+) -> Result<(), CliError> {
     let mut out = stdout().lock();
     if args.format == Format::Json {
         let keys = match args.keys {
@@ -165,11 +179,20 @@ fn print(args: &PlanArgs, plan: &Plan, weights: &[ModuleWeights], registry: &Reg
     ]);
     for entry in plan.entries() {
         table.push([
-            if entry.path.is_empty() { "(root)".to_owned() } else { entry.path.clone() },
+            if entry.path.is_empty() {
+                "(root)".to_owned()
+            } else {
+                entry.path.clone()
+            },
             class(entry),
             device(plan, entry, registry),
-            bytes.get(entry.path.as_str()).map_or_else(|| "-".to_owned(), |b| Bytes(*b).to_string()),
-            entry.rule.as_ref().map_or_else(|| "-".to_owned(), |rule| format!("line {}", rule.location.line)),
+            bytes
+                .get(entry.path.as_str())
+                .map_or_else(|| "-".to_owned(), |b| Bytes(*b).to_string()),
+            entry.rule.as_ref().map_or_else(
+                || "-".to_owned(),
+                |rule| format!("line {}", rule.location.line),
+            ),
         ]);
     }
     Ok(table.write(&mut out)?)
@@ -177,7 +200,9 @@ fn print(args: &PlanArgs, plan: &Plan, weights: &[ModuleWeights], registry: &Reg
 
 /// The last part of the class path, with the operators of the two phases where a rule names them.
 fn class(entry: &PlanEntry) -> String {
-    let Some(class) = &entry.class else { return "null".to_owned() };
+    let Some(class) = &entry.class else {
+        return "null".to_owned();
+    };
     let leaf = class.rsplit('.').next().unwrap_or(class);
     let op = |name: &str| entry.kwarg(name).and_then(|v| v.as_str());
     match (op("prefill_op"), op("generate_op")) {
@@ -185,8 +210,10 @@ fn class(entry: &PlanEntry) -> String {
         (Some(prefill), Some(generate)) if prefill == generate => format!("{leaf}({generate})"),
         (prefill, generate) => {
             let named = |phase: &str, op: Option<&str>| op.map(|op| format!("{phase} {op}"));
-            let phases: Vec<String> =
-                [named("prefill", prefill), named("generate", generate)].into_iter().flatten().collect();
+            let phases: Vec<String> = [named("prefill", prefill), named("generate", generate)]
+                .into_iter()
+                .flatten()
+                .collect();
             format!("{leaf}({})", phases.join(", "))
         }
     }
@@ -196,7 +223,10 @@ fn class(entry: &PlanEntry) -> String {
 fn device(plan: &Plan, entry: &PlanEntry, registry: &Registry) -> String {
     match plan.placement(entry, registry) {
         Ok(placement) if placement.prefill == placement.generate => placement.generate.to_string(),
-        Ok(placement) => format!("prefill {}, generate {}", placement.prefill, placement.generate),
+        Ok(placement) => format!(
+            "prefill {}, generate {}",
+            placement.prefill, placement.generate
+        ),
         Err(_) => "?".to_owned(),
     }
 }

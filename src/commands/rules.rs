@@ -40,17 +40,36 @@ pub(crate) fn run(args: &RulesArgs) -> Result<(), CliError> {
         write!(out, "{}", preset(name)?.text)?;
         return Ok(());
     }
-    let mut table = Table::new([("preset", Align::Left), ("architectures", Align::Left), ("models", Align::Left)]);
+    let mut table = Table::new([
+        ("preset", Align::Left),
+        ("architectures", Align::Left),
+        ("models", Align::Left),
+    ]);
     for preset in presets() {
-        table.push([preset.name.to_owned(), preset.architectures.join(", "), preset.description.to_owned()]);
+        table.push([
+            preset.name.to_owned(),
+            preset.architectures.join(", "),
+            preset.description.to_owned(),
+        ]);
     }
     Ok(table.write(&mut out)?)
 }
 
 /// The preset of this name.
 pub(crate) fn preset(name: &str) -> Result<&'static Preset, CliError> {
-    presets().iter().find(|preset| preset.name == name).ok_or_else(|| {
-        let known = presets().iter().map(|preset| preset.name).collect::<Vec<_>>().join(", ");
-        EngineError::Preset { name: name.to_owned(), known }.into()
-    })
+    presets()
+        .iter()
+        .find(|preset| preset.name == name)
+        .ok_or_else(|| {
+            let known = presets()
+                .iter()
+                .map(|preset| preset.name)
+                .collect::<Vec<_>>()
+                .join(", ");
+            EngineError::Preset {
+                name: name.to_owned(),
+                known,
+            }
+            .into()
+        })
 }

@@ -27,7 +27,13 @@ pub(crate) struct RunArgs {
     source: ModelSource,
 
     /// What the model is asked
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "prompt_file", conflicts_with = "prompt_file")]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        required_unless_present = "prompt_file",
+        conflicts_with = "prompt_file"
+    )]
     prompt: Option<String>,
 
     /// File that holds the prompt; `-` is standard input
@@ -72,10 +78,19 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), CliError> {
     let prompt = match (&args.prompt, &args.prompt_file) {
         (Some(prompt), _) => prompt.clone(),
         (None, Some(file)) => read_text(file)?,
-        (None, None) => return Err(CliError::Usage("name a prompt with --prompt or --prompt-file".to_owned())),
+        (None, None) => {
+            return Err(CliError::Usage(
+                "name a prompt with --prompt or --prompt-file".to_owned(),
+            ));
+        }
     };
     let options = args.sampling.options(&args.thinking);
-    let engine = plan_and_load(&args.source, &args.rules, &args.engine, args.device.as_deref())?;
+    let engine = plan_and_load(
+        &args.source,
+        &args.rules,
+        &args.engine,
+        args.device.as_deref(),
+    )?;
     let mut session = engine.session();
     if let Some(system) = &args.system {
         session.set_system(system);
@@ -87,7 +102,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), CliError> {
     print(&mut answer, args.ids)?;
     if answer.finish_reason() == Some(FinishReason::Context) {
         let context = engine.settings().context;
-        notes::warning(format_args!("the answer stops here: the context of {context} tokens is full (--context)"));
+        notes::warning(format_args!(
+            "the answer stops here: the context of {context} tokens is full (--context)"
+        ));
     }
     if args.stats {
         notes::note(statistics::report(&answer.statistics()));

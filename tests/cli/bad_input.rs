@@ -23,13 +23,19 @@ fn assert_says(message: &str, parts: &[&str]) {
 
 #[test]
 fn a_missing_model_is_named() {
-    assert_says(&message(&["--model", "/nowhere/none.gguf"]), &["/nowhere/none.gguf", "check the path"]);
+    assert_says(
+        &message(&["--model", "/nowhere/none.gguf"]),
+        &["/nowhere/none.gguf", "check the path"],
+    );
 }
 
 #[test]
 fn a_directory_is_no_model() {
     assert_says(&message(&["--model", "models"]), &["models is a directory"]);
-    assert_says(&message(&["--gguf_path", "src"]), &["src: no GGUF file in it"]);
+    assert_says(
+        &message(&["--gguf_path", "src"]),
+        &["src: no GGUF file in it"],
+    );
 }
 
 #[test]
@@ -43,8 +49,14 @@ fn a_truncated_model_is_said_to_be_incomplete() {
 
 #[test]
 fn texts_and_empty_files_are_no_models() {
-    assert_says(&message(&["--model", "Cargo.toml"]), &["Cargo.toml is not a GGUF file"]);
-    assert_says(&message(&["--model", &file("empty.gguf", "")]), &["empty.gguf is empty"]);
+    assert_says(
+        &message(&["--model", "Cargo.toml"]),
+        &["Cargo.toml is not a GGUF file"],
+    );
+    assert_says(
+        &message(&["--model", &file("empty.gguf", "")]),
+        &["empty.gguf is empty"],
+    );
 }
 
 #[test]
@@ -52,7 +64,10 @@ fn an_architecture_that_is_not_supported_is_named_with_those_that_are() {
     let mut writer = GgufWriter::new();
     writer.kv("general.architecture", "rwkv7");
     let said = message(&["--model", &file("rwkv7.gguf", writer.to_bytes())]);
-    assert_says(&said, &["rwkv7.gguf", "`rwkv7` is not supported", "deepseek2, llama"]);
+    assert_says(
+        &said,
+        &["rwkv7.gguf", "`rwkv7` is not supported", "deepseek2, llama"],
+    );
 }
 
 #[test]
@@ -61,7 +76,15 @@ fn an_unknown_class_is_named_with_the_nearest() {
         "class.yaml",
         "- match:\n    name: o_proj$\n  replace:\n    class: ktransformers.operators.linear.KTransformersLinaer\n",
     );
-    assert_says(&said, &["class.yaml:4:12", "KTransformersLinaer", "did you mean", "KTransformersLinear`"]);
+    assert_says(
+        &said,
+        &[
+            "class.yaml:4:12",
+            "KTransformersLinaer",
+            "did you mean",
+            "KTransformersLinear`",
+        ],
+    );
 }
 
 #[test]
@@ -70,7 +93,15 @@ fn an_operator_of_another_role_is_refused() {
         "role.yaml",
         "- match:\n    name: layers.0.self_attn.o_proj$\n  replace:\n    class: ktransformers.operators.gate.KMoEGate\n",
     );
-    assert_says(&said, &["role.yaml:4:12", "role Gate", "role Linear", "`model.layers.0.self_attn.o_proj`"]);
+    assert_says(
+        &said,
+        &[
+            "role.yaml:4:12",
+            "role Gate",
+            "role Linear",
+            "`model.layers.0.self_attn.o_proj`",
+        ],
+    );
 }
 
 #[test]
@@ -79,26 +110,54 @@ fn an_unknown_argument_is_named_with_the_nearest() {
         "kwarg.yaml",
         "- match:\n    name: o_proj$\n  replace:\n    class: KLinearMarlin\n    kwargs:\n      group_sise: 64\n",
     );
-    assert_says(&said, &["kwarg.yaml:6:", "`group_sise`", "did you mean `group_size`?"]);
+    assert_says(
+        &said,
+        &[
+            "kwarg.yaml:6:",
+            "`group_sise`",
+            "did you mean `group_size`?",
+        ],
+    );
 }
 
 #[test]
 fn a_wrong_regular_expression_is_shown_with_its_place() {
-    let said = rule_message("regex.yaml", "- match:\n    name: 'layers\\.(\\d+'\n  replace:\n    class: default\n");
-    assert_says(&said, &["regex.yaml:2:", "layers\\.(\\d+", "is wrong at character"]);
+    let said = rule_message(
+        "regex.yaml",
+        "- match:\n    name: 'layers\\.(\\d+'\n  replace:\n    class: default\n",
+    );
+    assert_says(
+        &said,
+        &["regex.yaml:2:", "layers\\.(\\d+", "is wrong at character"],
+    );
 }
 
 #[test]
 fn rule_files_are_lists_with_something_in_them() {
-    assert_says(&rule_message("map.yaml", "match: 3\n"), &["map.yaml:1:1", "a rule file is a list of rules"]);
-    assert_says(&rule_message("empty.yaml", ""), &["empty.yaml` is empty", "- match:"]);
-    assert_says(&rule_message("broken.yaml", "- match: {\n"), &["broken.yaml:", "no valid YAML"]);
+    assert_says(
+        &rule_message("map.yaml", "match: 3\n"),
+        &["map.yaml:1:1", "a rule file is a list of rules"],
+    );
+    assert_says(
+        &rule_message("empty.yaml", ""),
+        &["empty.yaml` is empty", "- match:"],
+    );
+    assert_says(
+        &rule_message("broken.yaml", "- match: {\n"),
+        &["broken.yaml:", "no valid YAML"],
+    );
 }
 
 #[test]
 fn a_missing_rule_file_and_an_unknown_preset_are_named() {
-    assert_says(&message(&["--rules", "none.yaml"]), &["none.yaml", "cannot read the rule file"]);
-    assert_says(&message(&["--rules", "deepsek"]), &["no preset `deepsek`", "deepseek2, llama"]);
+    assert_says(
+        &message(&["--rules", "none.yaml"]),
+        &["none.yaml", "cannot read the rule file"],
+    );
+    assert_says(
+        &message(&["--rules", "deepsek"]),
+        &["no preset `deepsek`", "deepseek2, llama"],
+    );
 }
 
 #[test]
@@ -110,7 +169,16 @@ fn rules_for_a_gpu_are_refused_without_one_and_mapped_if_asked() {
     );
     let said = message(&["--rules", &rules]);
     assert_says(&said, &["gpu.yaml:", "rule 1 (line 1)", "cuda:0", "--cpu"]);
-    let call = ktx(&["run", "--prompt", "What is 7 + 5?", "--temperature", "0", "--rules", &rules, "--cpu"]);
+    let call = ktx(&[
+        "run",
+        "--prompt",
+        "What is 7 + 5?",
+        "--temperature",
+        "0",
+        "--rules",
+        &rules,
+        "--cpu",
+    ]);
     assert_says(&call.stderr, &["every device is mapped to the CPU"]);
     assert_eq!(call.ok(), "7 + 5 = 12.\n");
 }
@@ -147,7 +215,10 @@ fn a_context_that_does_not_fit_is_refused_before_loading() {
         return;
     }
     let said = message(&["--context", "16777216", "--kv-type", "f32"]);
-    assert_says(&said, &["not enough memory", "are available", "a context of"]);
+    assert_says(
+        &said,
+        &["not enough memory", "are available", "a context of"],
+    );
 }
 
 #[test]
@@ -163,7 +234,11 @@ fn calls_without_meaning_have_exit_code_2() {
     ] {
         let call = ktx(arguments);
         assert_eq!(call.code, Some(2), "{arguments:?}: {}", call.stderr);
-        assert!(call.stdout.is_empty() && call.stderr.starts_with("error: "), "{arguments:?}: {}", call.stderr);
+        assert!(
+            call.stdout.is_empty() && call.stderr.starts_with("error: "),
+            "{arguments:?}: {}",
+            call.stderr
+        );
     }
 }
 
@@ -189,6 +264,10 @@ fn a_program_without_a_place_for_its_history_chats_all_the_same() {
     let nowhere = folder().join("question.state");
     std::fs::write(&nowhere, "a file where a folder should be").unwrap();
     let mut child = command(&["chat"]);
-    let output = child.env("XDG_STATE_HOME", &nowhere).stdin(std::process::Stdio::null()).output().unwrap();
+    let output = child
+        .env("XDG_STATE_HOME", &nowhere)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(0));
 }

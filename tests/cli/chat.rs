@@ -9,7 +9,15 @@ fn chat(script: &str, flags: &[&str]) -> Call {
 /// The numbers of a statistics line, in order.
 fn counts(stdout: &str, label: &str) -> Vec<usize> {
     let lines = stdout.lines().filter_map(|line| line.strip_prefix(label));
-    lines.map(|rest| rest.trim().strip_suffix(" token(s)").expect("a count").parse().unwrap()).collect()
+    lines
+        .map(|rest| {
+            rest.trim()
+                .strip_suffix(" token(s)")
+                .expect("a count")
+                .parse()
+                .unwrap()
+        })
+        .collect()
 }
 
 #[test]
@@ -18,13 +26,22 @@ fn two_turns_are_answered_with_statistics_after_each() {
     let text: Vec<&str> = stdout.lines().collect();
     assert_eq!(text[0], "7 + 5 = 12.");
     assert_eq!(text[1], "");
-    let labels = ["prompt eval count: ", "prompt eval duration: ", "prompt eval rate: "];
-    let labels = labels.into_iter().chain(["eval count: ", "eval duration: ", "eval rate: "]);
+    let labels = [
+        "prompt eval count: ",
+        "prompt eval duration: ",
+        "prompt eval rate: ",
+    ];
+    let labels = labels
+        .into_iter()
+        .chain(["eval count: ", "eval duration: ", "eval rate: "]);
     for (line, label) in text[2..8].iter().zip(labels) {
         assert!(line.starts_with(label), "{line}");
     }
     assert_eq!(text[8], "The opposite of hot is cold.");
-    assert!(!stdout.contains('\x1b') && !stdout.contains("Chat:"), "{stdout}");
+    assert!(
+        !stdout.contains('\x1b') && !stdout.contains("Chat:"),
+        "{stdout}"
+    );
 }
 
 #[test]
@@ -43,7 +60,12 @@ fn a_turn_reads_only_its_new_tokens() {
 #[test]
 fn the_start_names_model_and_rules() {
     let call = chat("", &["--threads", "1"]);
-    assert!(call.stderr.contains("rules: preset deepseek2; 1 threads, context 1024"), "{}", call.stderr);
+    assert!(
+        call.stderr
+            .contains("rules: preset deepseek2; 1 threads, context 1024"),
+        "{}",
+        call.stderr
+    );
     assert_eq!(call.ok(), "");
 }
 
@@ -57,51 +79,116 @@ fn several_lines_are_one_input() {
 fn the_path_of_a_file_and_an_empty_line_send_texts() {
     let path = file("hot.txt", "What is the opposite of hot?");
     let stdout = chat(&format!("{path}\n"), &[]).ok();
-    assert!(stdout.starts_with("The opposite of hot is cold.\n"), "{stdout}");
+    assert!(
+        stdout.starts_with("The opposite of hot is cold.\n"),
+        "{stdout}"
+    );
     let stdout = chat("\n", &["--prompt_file", &path]).ok();
-    assert!(stdout.starts_with("The opposite of hot is cold.\n"), "{stdout}");
+    assert!(
+        stdout.starts_with("The opposite of hot is cold.\n"),
+        "{stdout}"
+    );
 }
 
 #[test]
 fn clear_forgets_and_quit_leaves() {
-    let call = chat("What is 7 + 5?\n/stats\n/clear\n/stats\n/quit\nWhat is 7 + 5?\n", &[]);
-    assert!(call.stderr.contains("\n0 of 1024 tokens of context are used"), "{}", call.stderr);
+    let call = chat(
+        "What is 7 + 5?\n/stats\n/clear\n/stats\n/quit\nWhat is 7 + 5?\n",
+        &[],
+    );
+    assert!(
+        call.stderr
+            .contains("\n0 of 1024 tokens of context are used"),
+        "{}",
+        call.stderr
+    );
     assert_eq!(counts(&call.ok(), "eval count:").len(), 1);
 }
 
 #[test]
 fn a_full_context_stops_the_answer_and_clear_goes_on() {
-    let script = "Tell me a story.\nWhat is the opposite of hot?\n/clear\nWhat is the opposite of hot?\n";
+    let script =
+        "Tell me a story.\nWhat is the opposite of hot?\n/clear\nWhat is the opposite of hot?\n";
     let call = chat(script, &["--context", "32"]);
-    assert!(call.stderr.contains("(stopped: the context of 32 tokens is full; /clear"), "{}", call.stderr);
-    assert!(call.stderr.contains("/clear starts a new conversation here"), "{}", call.stderr);
-    assert!(call.stdout.contains("\nThe opposite of hot is cold.\n"), "{}", call.stdout);
+    assert!(
+        call.stderr
+            .contains("(stopped: the context of 32 tokens is full; /clear"),
+        "{}",
+        call.stderr
+    );
+    assert!(
+        call.stderr
+            .contains("/clear starts a new conversation here"),
+        "{}",
+        call.stderr
+    );
+    assert!(
+        call.stdout.contains("\nThe opposite of hot is cold.\n"),
+        "{}",
+        call.stdout
+    );
     assert_eq!(call.code, Some(1), "a script is told that a turn failed");
 }
 
 #[test]
 fn a_prompt_longer_than_the_context_is_refused_and_the_chat_goes_on() {
-    let call = chat(&format!("{}\nWhat is the opposite of hot?\n", "word ".repeat(100)), &["--context", "40"]);
-    assert!(call.stderr.contains("the context holds 40"), "{}", call.stderr);
-    assert!(call.stdout.starts_with("The opposite of hot is cold.\n"), "{}", call.stdout);
+    let call = chat(
+        &format!("{}\nWhat is the opposite of hot?\n", "word ".repeat(100)),
+        &["--context", "40"],
+    );
+    assert!(
+        call.stderr.contains("the context holds 40"),
+        "{}",
+        call.stderr
+    );
+    assert!(
+        call.stdout.starts_with("The opposite of hot is cold.\n"),
+        "{}",
+        call.stdout
+    );
 }
 
 #[test]
 fn spellings_of_ktransformers_are_accepted() {
     let flags = [
-        "--model_path", "deepseek-ai/DeepSeek-V3", "--gguf_path", "models", "--optimize_config_path", "deepseek2",
-        "--cpu_infer", "1", "--max_new_tokens", "20", "--chunk_size", "4", "--mode", "normal", "--use_cuda_graph",
-        "False", "--force_think", "False", "--device", "cpu",
+        "--model_path",
+        "deepseek-ai/DeepSeek-V3",
+        "--gguf_path",
+        "models",
+        "--optimize_config_path",
+        "deepseek2",
+        "--cpu_infer",
+        "1",
+        "--max_new_tokens",
+        "20",
+        "--chunk_size",
+        "4",
+        "--mode",
+        "normal",
+        "--use_cuda_graph",
+        "False",
+        "--force_think",
+        "False",
+        "--device",
+        "cpu",
     ];
     let stdout = chat("What is 7 + 5?\n", &flags).ok();
     assert!(stdout.starts_with("7 + 5 = 12.\n"), "{stdout}");
-    let stdout = chat("What is 7 + 5?\n", &["--chunk_prefill_size", "8", "--nouse_cuda_graph"]).ok();
+    let stdout = chat(
+        "What is 7 + 5?\n",
+        &["--chunk_prefill_size", "8", "--nouse_cuda_graph"],
+    )
+    .ok();
     assert!(stdout.starts_with("7 + 5 = 12.\n"), "{stdout}");
 }
 
 #[test]
 fn forced_thinking_begins_the_answer() {
-    for flag in [&["--force-think"][..], &["--force_think", "True"], &["--force_think=True"]] {
+    for flag in [
+        &["--force-think"][..],
+        &["--force_think", "True"],
+        &["--force_think=True"],
+    ] {
         let stdout = chat("What is 7 + 5?\n", flag).ok();
         assert!(stdout.starts_with("<think>\n"), "{flag:?}: {stdout}");
     }
@@ -111,6 +198,10 @@ fn forced_thinking_begins_the_answer() {
 fn invalid_text_in_a_script_is_named_and_the_chat_goes_on() {
     let path = file("latin1.txt", b"caf\xe9");
     let call = chat(&format!("{path}\nWhat is 7 + 5?\n"), &[]);
-    assert!(call.stderr.contains("latin1.txt is not UTF-8 text: byte 3"), "{}", call.stderr);
+    assert!(
+        call.stderr.contains("latin1.txt is not UTF-8 text: byte 3"),
+        "{}",
+        call.stderr
+    );
     assert!(call.stdout.starts_with("7 + 5 = 12.\n"), "{}", call.stdout);
 }

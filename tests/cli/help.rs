@@ -7,7 +7,11 @@ fn commands() -> Vec<Vec<String>> {
     fn collect(command: &clap::Command, path: &[String], found: &mut Vec<Vec<String>>) {
         found.push(path.to_vec());
         for below in command.get_subcommands() {
-            collect(below, &[path, &[below.get_name().to_owned()]].concat(), found);
+            collect(
+                below,
+                &[path, &[below.get_name().to_owned()]].concat(),
+                found,
+            );
         }
     }
     let mut found = Vec::new();
@@ -22,9 +26,17 @@ fn every_command_has_help_with_an_example() {
     for path in commands {
         let arguments: Vec<&str> = path.iter().map(String::as_str).chain(["--help"]).collect();
         let help = ktx(&arguments).ok();
-        assert!(help.contains(&format!("Usage: ktx {}", path.join(" "))), "{path:?}: {help}");
-        let (_, examples) = help.rsplit_once("Example").unwrap_or_else(|| panic!("{path:?} has no example: {help}"));
-        assert!(examples.contains(&format!("ktx {}", path.join(" "))), "{path:?}: {examples}");
+        assert!(
+            help.contains(&format!("Usage: ktx {}", path.join(" "))),
+            "{path:?}: {help}"
+        );
+        let (_, examples) = help
+            .rsplit_once("Example")
+            .unwrap_or_else(|| panic!("{path:?} has no example: {help}"));
+        assert!(
+            examples.contains(&format!("ktx {}", path.join(" "))),
+            "{path:?}: {examples}"
+        );
     }
 }
 
@@ -32,7 +44,12 @@ fn every_command_has_help_with_an_example() {
 fn every_flag_is_explained() {
     fn check(command: &clap::Command) {
         for argument in command.get_arguments() {
-            assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            assert!(
+                argument.get_help().is_some(),
+                "{} {}",
+                command.get_name(),
+                argument.get_id()
+            );
         }
         command.get_subcommands().for_each(check);
     }
@@ -43,7 +60,16 @@ fn every_flag_is_explained() {
 fn shells_get_completions_of_every_command() {
     for shell in ["bash", "zsh", "fish", "powershell"] {
         let script = ktx(&["completions", shell]).ok();
-        for name in ["chat", "run", "inspect", "plan", "bench", "perplexity", "operators", "completions"] {
+        for name in [
+            "chat",
+            "run",
+            "inspect",
+            "plan",
+            "bench",
+            "perplexity",
+            "operators",
+            "completions",
+        ] {
             assert!(script.contains(name), "{shell}: {name}");
         }
         assert!(script.contains("max-new-tokens"), "{shell}");
@@ -55,5 +81,8 @@ fn the_long_version_holds_the_notice_of_the_built_in_model() {
     let short = ktx(&["-V"]).ok();
     assert_eq!(short.trim(), concat!("ktx ", env!("CARGO_PKG_VERSION")));
     let long = ktx(&["--version"]).ok();
-    assert!(long.starts_with(short.trim()) && long.contains("WordNet"), "{long}");
+    assert!(
+        long.starts_with(short.trim()) && long.contains("WordNet"),
+        "{long}"
+    );
 }

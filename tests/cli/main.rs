@@ -27,9 +27,18 @@ impl Call {
 
     /// Standard error of a call that must have failed with one message and nothing on standard output.
     fn error(self) -> String {
-        assert_eq!((self.code, self.stdout.as_str()), (Some(1), ""), "{}", self.stderr);
+        assert_eq!(
+            (self.code, self.stdout.as_str()),
+            (Some(1), ""),
+            "{}",
+            self.stderr
+        );
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
-        let messages = self.stderr.lines().filter(|line| line.starts_with("error: ")).count();
+        let messages = self
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with("error: "))
+            .count();
         assert_eq!(messages, 1, "{}", self.stderr);
         self.stderr
     }
@@ -42,20 +51,36 @@ fn ktx(arguments: &[&str]) -> Call {
 
 /// Calls the program with something on its standard input.
 fn ktx_reading(input: &str, arguments: &[&str]) -> Call {
-    let mut child = command(arguments).stdin(Stdio::piped()).spawn().expect("the program starts");
+    let mut child = command(arguments)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
     let mut stdin = child.stdin.take().expect("it is piped");
     // A program that fails early reads nothing.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
-    let Output { status, stdout, stderr } = child.wait_with_output().expect("the program ends");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = child.wait_with_output().expect("the program ends");
     let text = |bytes| String::from_utf8(bytes).expect("the output is UTF-8");
-    Call { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+    Call {
+        code: status.code(),
+        stdout: text(stdout),
+        stderr: text(stderr),
+    }
 }
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ktx"));
-    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("KTX_CPU");
+    command
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env_remove("KTX_CPU");
     command
 }
 

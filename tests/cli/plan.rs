@@ -23,7 +23,8 @@ fn plans_of_trees_are_those_of_the_original() {
         let tree = format!("{PLANS}/trees/{}.json", golden["tree"].as_str().unwrap());
         let device = golden["default_device"].as_str().unwrap();
         let flags = ["--format", "json", "--keys", "hf", "--device", device];
-        let stdout = ktx(&[&["plan", "--tree", &tree, "--rules", &rules][..], &flags].concat()).ok();
+        let stdout =
+            ktx(&[&["plan", "--tree", &tree, "--rules", &rules][..], &flags].concat()).ok();
         let ours: Value = serde_json::from_str(&stdout).unwrap();
         assert_eq!(ours, golden["plan"], "{name}");
     }
@@ -31,13 +32,22 @@ fn plans_of_trees_are_those_of_the_original() {
 
 #[test]
 fn classes_that_are_not_registered_are_warnings_with_a_tree_and_errors_with_a_model() {
-    let rules = file("made-up.yaml", "- match:\n    name: o_proj$\n  replace:\n    class: made.up.Class\n");
+    let rules = file(
+        "made-up.yaml",
+        "- match:\n    name: o_proj$\n  replace:\n    class: made.up.Class\n",
+    );
     let tree = file(
         "small-tree.json",
         r#"{"": "A", "model": "B", "model.o_proj": "torch.nn.modules.linear.Linear"}"#,
     );
-    let call = ktx(&["plan", "--tree", &tree, "--rules", &rules, "--format", "json"]);
-    assert!(call.stderr.contains("warning: ") && call.stderr.contains("made.up.Class"), "{}", call.stderr);
+    let call = ktx(&[
+        "plan", "--tree", &tree, "--rules", &rules, "--format", "json",
+    ]);
+    assert!(
+        call.stderr.contains("warning: ") && call.stderr.contains("made.up.Class"),
+        "{}",
+        call.stderr
+    );
     let plan: Value = serde_json::from_str(&call.ok()).unwrap();
     assert_eq!(plan["model.o_proj"]["class"], "made.up.Class");
     let said = ktx(&["plan", "--rules", &rules, "--format", "json"]).error();
@@ -47,12 +57,31 @@ fn classes_that_are_not_registered_are_warnings_with_a_tree_and_errors_with_a_mo
 #[test]
 fn the_table_shows_class_device_size_and_the_rules_line() {
     let call = ktx(&["plan"]);
-    assert!(call.stderr.contains("rules: preset deepseek2"), "{}", call.stderr);
-    assert!(call.stderr.contains("cpu: ") && call.stderr.contains("of memory"), "{}", call.stderr);
+    assert!(
+        call.stderr.contains("rules: preset deepseek2"),
+        "{}",
+        call.stderr
+    );
+    assert!(
+        call.stderr.contains("cpu: ") && call.stderr.contains("of memory"),
+        "{}",
+        call.stderr
+    );
     let table = call.ok();
-    let row = table.lines().find(|line| line.starts_with("model.layers.0.self_attn.o_proj ")).unwrap();
-    let cells: Vec<&str> = row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
-    assert_eq!(&cells[1..4], ["KTransformersLinear(KLinearCPUInfer)", "cpu", "68.0 KiB"], "{row}");
+    let row = table
+        .lines()
+        .find(|line| line.starts_with("model.layers.0.self_attn.o_proj "))
+        .unwrap();
+    let cells: Vec<&str> = row
+        .split("  ")
+        .map(str::trim)
+        .filter(|cell| !cell.is_empty())
+        .collect();
+    assert_eq!(
+        &cells[1..4],
+        ["KTransformersLinear(KLinearCPUInfer)", "cpu", "68.0 KiB"],
+        "{row}"
+    );
     assert!(cells[4].starts_with("line "), "{row}");
 }
 
@@ -61,7 +90,10 @@ fn keys_are_those_of_gguf_files_or_paths() {
     let key = |style: &[&str]| {
         let stdout = ktx(&[&["plan", "--format", "json"], style].concat()).ok();
         let plan: Value = serde_json::from_str(&stdout).unwrap();
-        plan["model.layers.0.self_attn.q_a_proj"]["key"].as_str().unwrap().to_owned()
+        plan["model.layers.0.self_attn.q_a_proj"]["key"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     };
     assert_eq!(key(&[]), "blk.0.attn_q_a");
     assert_eq!(key(&["--keys", "hf"]), "model.layers.0.self_attn.q_a_proj");
@@ -74,11 +106,20 @@ fn modules_that_no_rule_matches_go_to_the_default_device() {
         let call = ktx(&[&["plan", "--format", "json", "--rules", &rules], flags].concat());
         let stderr = call.stderr.clone();
         let plan: Value = serde_json::from_str(&call.ok()).unwrap();
-        (plan["lm_head"]["kwargs"]["generate_device"].as_str().unwrap().to_owned(), stderr)
+        (
+            plan["lm_head"]["kwargs"]["generate_device"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
+            stderr,
+        )
     };
     let (planned, said) = device(&[]);
     assert_eq!(planned, "cuda:0");
-    assert!(said.contains("cannot carry out the plan") && said.contains("--cpu"), "{said}");
+    assert!(
+        said.contains("cannot carry out the plan") && said.contains("--cpu"),
+        "{said}"
+    );
     assert_eq!(device(&["--device", "cpu"]).0, "cpu");
     let (planned, said) = device(&["--cpu"]);
     assert_eq!(planned, "cpu");
@@ -94,8 +135,14 @@ fn operators_of_both_phases_are_shown() {
          prefill_op: KLinearTorch\n",
     );
     let table = ktx(&["plan", "--rules", &rules]).ok();
-    let row = table.lines().find(|line| line.starts_with("model.layers.0.self_attn.o_proj ")).unwrap();
-    assert!(row.contains("KTransformersLinear(prefill KLinearTorch, generate KLinearMarlin)"), "{row}");
+    let row = table
+        .lines()
+        .find(|line| line.starts_with("model.layers.0.self_attn.o_proj "))
+        .unwrap();
+    assert!(
+        row.contains("KTransformersLinear(prefill KLinearTorch, generate KLinearMarlin)"),
+        "{row}"
+    );
     assert!(row.contains("prefill cuda:1, generate cpu"), "{row}");
 }
 
@@ -109,5 +156,8 @@ fn rules_without_effect_are_warnings_with_their_line() {
     );
     let said = ktx(&["plan", "--rules", &rules]).stderr;
     assert!(said.contains("unused.yaml:8:"), "{said}");
-    assert!(said.contains("unused.yaml:12:") && said.contains("matches no module"), "{said}");
+    assert!(
+        said.contains("unused.yaml:12:") && said.contains("matches no module"),
+        "{said}"
+    );
 }

@@ -13,11 +13,27 @@ fn json(arguments: &[&str]) -> Value {
 fn inspect_shows_metadata_tensors_and_sizes() {
     for arguments in [&["inspect"][..], &["inspect", "models/pip-17m.gguf"]] {
         let text = ktx(arguments).ok();
-        assert!(text.contains("general.architecture (string) = deepseek2"), "{text}");
-        assert!(text.contains("tokenizer.ggml.tokens (array of string) = [") && text.contains("(4096 elements)"));
-        let row = text.lines().find(|line| line.contains("blk.1.ffn_gate_exps.weight")).unwrap();
-        assert!(row.contains("Q4_K") && row.contains("256 x 256 x 16"), "{row}");
-        assert!(text.lines().any(|line| line.starts_with("  Q6_K") && line.contains("6225920")), "{text}");
+        assert!(
+            text.contains("general.architecture (string) = deepseek2"),
+            "{text}"
+        );
+        assert!(
+            text.contains("tokenizer.ggml.tokens (array of string) = [")
+                && text.contains("(4096 elements)")
+        );
+        let row = text
+            .lines()
+            .find(|line| line.contains("blk.1.ffn_gate_exps.weight"))
+            .unwrap();
+        assert!(
+            row.contains("Q4_K") && row.contains("256 x 256 x 16"),
+            "{row}"
+        );
+        assert!(
+            text.lines()
+                .any(|line| line.starts_with("  Q6_K") && line.contains("6225920")),
+            "{text}"
+        );
     }
 }
 
@@ -25,46 +41,100 @@ fn inspect_shows_metadata_tensors_and_sizes() {
 fn inspect_gives_all_as_json() {
     let model = json(&["inspect", "--json"]);
     assert_eq!(model["metadata"]["deepseek2.block_count"], 5);
-    assert_eq!(model["metadata"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), 4096);
-    let bytes: u64 = model["tensors"].as_array().unwrap().iter().map(|t| t["bytes"].as_u64().unwrap()).sum();
-    let types: u64 = model["types"].as_object().unwrap().values().map(|t| t["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(
+        model["metadata"]["tokenizer.ggml.tokens"]
+            .as_array()
+            .unwrap()
+            .len(),
+        4096
+    );
+    let bytes: u64 = model["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t["bytes"].as_u64().unwrap())
+        .sum();
+    let types: u64 = model["types"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|t| t["bytes"].as_u64().unwrap())
+        .sum();
     assert_eq!(bytes, types);
 }
 
 #[test]
 fn bench_prints_one_line_of_json() {
     for arguments in [
-        &["bench", "-p", "16", "-n", "4", "-t", "1", "-r", "2", "--json"][..],
-        &["bench", "--model", "models/pip-17m.gguf", "--threads", "1", "--prompt", "16", "--gen", "4", "-r", "1", "--json"],
+        &[
+            "bench", "-p", "16", "-n", "4", "-t", "1", "-r", "2", "--json",
+        ][..],
+        &[
+            "bench",
+            "--model",
+            "models/pip-17m.gguf",
+            "--threads",
+            "1",
+            "--prompt",
+            "16",
+            "--gen",
+            "4",
+            "-r",
+            "1",
+            "--json",
+        ],
     ] {
         let stdout = ktx(arguments).ok();
         assert_eq!(stdout.lines().count(), 1, "{stdout}");
         let line: Value = serde_json::from_str(&stdout).unwrap();
-        assert!(line["prompt_tps"].as_f64().unwrap() > 0.0 && line["generate_tps"].as_f64().unwrap() > 0.0, "{line}");
+        assert!(
+            line["prompt_tps"].as_f64().unwrap() > 0.0
+                && line["generate_tps"].as_f64().unwrap() > 0.0,
+            "{line}"
+        );
         assert_eq!(line["threads"], 1);
         assert!(line["model"].is_string());
     }
     let line = json(&["bench", "-p", "0", "-n", "2", "-r", "1", "--json"]);
-    assert!(line.get("prompt_tps").is_none() && line["generate_tps"].is_number(), "{line}");
+    assert!(
+        line.get("prompt_tps").is_none() && line["generate_tps"].is_number(),
+        "{line}"
+    );
 }
 
 #[test]
 fn bench_prints_a_table_too() {
     let text = ktx(&["bench", "-p", "8", "-n", "2", "-r", "1"]).ok();
-    assert!(text.contains("prompt ") && text.contains("generate "), "{text}");
+    assert!(
+        text.contains("prompt ") && text.contains("generate "),
+        "{text}"
+    );
 }
 
 /// llama.cpp measured the same model on the same text, with 8-bit activations and an f16 cache as here. The text is
 /// none of the model's: the probabilities are tiny, and their logarithms are what compares.
 #[test]
 fn perplexity_is_that_of_llama_cpp() {
-    let golden: Value = serde_json::from_str(&std::fs::read_to_string("tests/fixtures/perplexity.json").unwrap()).unwrap();
-    let run = golden["runs"].as_array().unwrap().iter().find(|run| run["model"] == "pip-17m.gguf").unwrap();
+    let golden: Value =
+        serde_json::from_str(&std::fs::read_to_string("tests/fixtures/perplexity.json").unwrap())
+            .unwrap();
+    let run = golden["runs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|run| run["model"] == "pip-17m.gguf")
+        .unwrap();
     let text = format!("tests/fixtures/{}", run["text"].as_str().unwrap());
     let ours = json(&["perplexity", "--file", &text, "--context", "512", "--json"]);
     assert_eq!(ours["chunks"], run["default"]["chunks"]);
-    let (ours, theirs) = (ours["perplexity"].as_f64().unwrap(), run["default"]["ppl"].as_f64().unwrap());
-    assert!((ours.ln() - theirs.ln()).abs() < 0.03, "{ours} and {theirs}");
+    let (ours, theirs) = (
+        ours["perplexity"].as_f64().unwrap(),
+        run["default"]["ppl"].as_f64().unwrap(),
+    );
+    assert!(
+        (ours.ln() - theirs.ln()).abs() < 0.03,
+        "{ours} and {theirs}"
+    );
 }
 
 #[test]
@@ -79,17 +149,26 @@ fn perplexity_needs_two_chunks() {
 #[test]
 fn operators_are_listed_with_names_arguments_and_needs() {
     let text = ktx(&["operators", "KLinearMarlin"]).ok();
-    for part in
-        ["ktransformers.operators.linear.KLinearMarlin", "role     Linear", "ktx.linear.KLinearMarlin", "group_size = 64"]
-    {
+    for part in [
+        "ktransformers.operators.linear.KLinearMarlin",
+        "role     Linear",
+        "ktx.linear.KLinearMarlin",
+        "group_size = 64",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let list = json(&["operators", "--json"]);
     let list = list.as_array().unwrap();
     let classes: Vec<&str> = list.iter().map(|o| o["class"].as_str().unwrap()).collect();
-    assert!(classes.is_sorted() && classes.contains(&"ktransformers.operators.experts.KTransformersExperts"));
+    assert!(
+        classes.is_sorted()
+            && classes.contains(&"ktransformers.operators.experts.KTransformersExperts")
+    );
     for operator in list {
-        assert!(operator["role"].is_string() && operator["summary"].is_string(), "{operator}");
+        assert!(
+            operator["role"].is_string() && operator["summary"].is_string(),
+            "{operator}"
+        );
         for kwarg in operator["kwargs"].as_array().unwrap() {
             assert!(!kwarg["doc"].as_str().unwrap().is_empty(), "{operator}");
         }
@@ -100,10 +179,22 @@ fn operators_are_listed_with_names_arguments_and_needs() {
 #[test]
 fn presets_are_listed_and_shown() {
     let text = ktx(&["rules"]).ok();
-    assert!(text.contains("deepseek2") && text.contains("qwen3moe"), "{text}");
+    assert!(
+        text.contains("deepseek2") && text.contains("qwen3moe"),
+        "{text}"
+    );
     let shown = ktx(&["rules", "show", "deepseek2"]).ok();
     let path = file("shown.yaml", &shown);
-    let answer = ktx(&["run", "--temperature", "0", "--prompt", "What is 7 + 5?", "--rules", &path]).ok();
+    let answer = ktx(&[
+        "run",
+        "--temperature",
+        "0",
+        "--prompt",
+        "What is 7 + 5?",
+        "--rules",
+        &path,
+    ])
+    .ok();
     assert_eq!(answer, "7 + 5 = 12.\n");
     let said = ktx(&["rules", "show", "nothing"]).error();
     assert!(said.contains("no preset `nothing`"), "{said}");
@@ -112,7 +203,13 @@ fn presets_are_listed_and_shown() {
 #[test]
 fn devices_are_listed() {
     let text = ktx(&["devices"]).ok();
-    assert!(text.starts_with("cpu ") && text.contains("portable") && text.contains("no CUDA operators"), "{text}");
+    assert!(
+        text.starts_with("cpu ") && text.contains("portable") && text.contains("no CUDA operators"),
+        "{text}"
+    );
     let devices = json(&["devices", "--json"]);
-    assert!(devices["cpu"]["threads"].as_u64().unwrap() > 0 && devices["cuda"].as_array().unwrap().is_empty());
+    assert!(
+        devices["cpu"]["threads"].as_u64().unwrap() > 0
+            && devices["cuda"].as_array().unwrap().is_empty()
+    );
 }
