@@ -1,7 +1,7 @@
 //! Sessions: conversations, cancelling, limits, several at once.
 
 use ktx_core::kernels::linear::Precision;
-use ktx_core::{Engine, EngineError, FinishReason, GenerateOptions, SamplingParams, Thinking};
+use ktx_core::{Engine, EngineError, FinishReason, GenerateOptions, Rules, SamplingParams, Thinking};
 
 use crate::run::{engine, load, pip};
 
@@ -302,4 +302,20 @@ fn too_little_memory_is_refused_before_anything_is_loaded() {
         text.contains("not enough memory") && text.contains("--context"),
         "{text}"
     );
+}
+
+#[test]
+fn layers_on_two_host_devices_compute_what_one_does() {
+    let rules = |device: &str| Rules::Text {
+        name: device.to_owned(),
+        text: format!(
+            "- match: {{name: '^model\\.layers\\.[2-4]'}}\n  replace:\n    class: default\n    \
+             kwargs: {{generate_device: '{device}', prefill_device: '{device}'}}\n"
+        ),
+    };
+    let answer = |device| {
+        let engine = load(Engine::builder().gguf(pip()).rules(rules(device)));
+        engine.session().chat("Tell me a story about a cat.", &greedy(40)).unwrap().text().unwrap()
+    };
+    assert_eq!(answer("cpu:1"), answer("cpu"));
 }

@@ -369,10 +369,8 @@ impl PlannedModel {
     fn inject(&self) -> Result<(runtime::Parts, InjectReport), EngineError> {
         self.require()?;
         let (children, report) = inject(&self.description.tree, &self.plan, &self.gguf)?;
-        Ok((
-            runtime::Parts::new(children, &self.settings, &self.description)?,
-            report,
-        ))
+        let parts = runtime::Parts::new(children, &report, &self.settings, &self.description)?;
+        Ok((parts, report))
     }
 
     fn estimate_of(&self, parts: &runtime::Parts) -> Result<MemoryEstimate, EngineError> {

@@ -1,5 +1,7 @@
 //! What runs: the model's operators, the memory they work in, and one step of the loop.
 
+use std::collections::BTreeSet;
+
 use ktx_gguf::Gguf;
 use ktx_kernels::device::Device;
 use ktx_kernels::kv::{KvType, LayerKv, PAGE_TOKENS, PageId, SequenceKv};
@@ -16,6 +18,7 @@ use ktx_ops::{
 
 use super::Settings;
 use crate::error::EngineError;
+use crate::inject::InjectReport;
 
 /// Rows whose logits are computed at once: the vocabulary is wide.
 const LOGIT_ROWS: usize = 16;
@@ -25,6 +28,7 @@ pub(crate) struct Parts {
     model: Box<dyn Model>,
     head: Box<dyn Linear>,
     layouts: Vec<KvLayout>,
+    devices: Vec<Device>,
     workspace_values: usize,
     hidden_size: usize,
 }
@@ -32,6 +36,7 @@ pub(crate) struct Parts {
 impl Parts {
     pub(crate) fn new(
         mut children: Children,
+        report: &InjectReport,
         settings: &Settings,
         description: &ModelDescription,
     ) -> Result<Self, EngineError> {
@@ -40,6 +45,15 @@ impl Parts {
             child: child.to_owned(),
             role,
         };
+        let devices = devices(report);
+        if devices.len() > Workspace::MAX_DEVICES {
+            let range = "rules may name 16 devices at most";
+            return Err(EngineError::Setting {
+                name: "the number of devices",
+                value: devices.len(),
+                range,
+            });
+        }
         let Some(Operator::Model(model)) = children.take("model") else {
             return Err(missing("model", ktx_ops::Role::Model).into());
         };
@@ -57,6 +71,7 @@ impl Parts {
             + model.scratch(capacity).max(head.scratch(capacity));
         Ok(Self {
             layouts: model.kv_layouts(),
+            devices,
             model,
             head,
             workspace_values,
@@ -76,8 +91,18 @@ impl Parts {
 
     /// Bytes of the workspace.
     pub(crate) fn scratch_bytes(&self) -> u64 {
-        (self.workspace_values * size_of::<f32>()) as u64
+        (self.workspace_values * self.devices.len() * size_of::<f32>()) as u64
     }
+}
+
+/// All devices that a module runs on, in either phase; the host's is one of them always.
+fn devices(report: &InjectReport) -> Vec<Device> {
+    let placed = report
+        .modules
+        .iter()
+        .flat_map(|m| [m.placement.prefill, m.placement.generate]);
+    let all: BTreeSet<Device> = placed.chain([Device::CPU]).collect();
+    all.into_iter().collect()
 }
 
 /// Pages that this many tokens take.
@@ -120,7 +145,7 @@ impl Runtime {
         Ok(Self {
             hidden_size: parts.hidden_size,
             precision: settings.precision,
-            workspace: Workspace::new(&[Device::CPU], parts.workspace_values),
+            workspace: Workspace::new(&parts.devices, parts.workspace_values),
             kv,
             free_pages: (0..pages as u32).rev().map(PageId).collect(),
             moe: MoeScratch::default(),
