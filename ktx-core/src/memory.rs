@@ -24,7 +24,9 @@ pub struct DeviceMemory {
 impl DeviceMemory {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.kv + self.scratch
+        self.weights
+            .saturating_add(self.kv)
+            .saturating_add(self.scratch)
     }
 }
 

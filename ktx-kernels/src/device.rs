@@ -71,7 +71,9 @@ impl FromStr for Device {
     type Err = ParseDeviceError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = || ParseDeviceError { text: text.to_owned() };
+        let error = || ParseDeviceError {
+            text: text.to_owned(),
+        };
         let (kind, index) = match text.split_once(':') {
             Some((kind, index)) => (kind, index.parse().map_err(|_| error())?),
             None => (text, 0),
@@ -92,7 +94,12 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for (text, printed) in [("cpu", "cpu"), ("cpu:1", "cpu:1"), ("cuda", "cuda:0"), ("cuda:3", "cuda:3")] {
+        for (text, printed) in [
+            ("cpu", "cpu"),
+            ("cpu:1", "cpu:1"),
+            ("cuda", "cuda:0"),
+            ("cuda:3", "cuda:3"),
+        ] {
             assert_eq!(text.parse::<Device>().unwrap().to_string(), printed);
         }
     }

@@ -9,11 +9,10 @@
 //! `v_width` 0. The memory is requested zeroed from the system, so pages that were never
 //! written cost address space only.
 
-use std::alloc::{Layout, alloc_zeroed};
-
-use bytemuck::Zeroable;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+
+use crate::zeroed::{Refusal, zeroed};
 
 /// Positions in one page.
 pub const PAGE_TOKENS: usize = 64;
@@ -188,14 +187,17 @@ impl LayerKv {
                 k_width,
                 v_width,
             })?;
-        let too_large = KvError::TooLarge {
-            pages,
-            k_width,
-            v_width,
+        let refused = |refusal| match refusal {
+            Refusal::TooLarge => KvError::TooLarge {
+                pages,
+                k_width,
+                v_width,
+            },
+            Refusal::OutOfMemory { bytes } => KvError::OutOfMemory { bytes },
         };
         let storage = match kv_type {
-            KvType::F16 => Storage::F16(zeroed(elements, too_large)?),
-            KvType::F32 => Storage::F32(zeroed(elements, too_large)?),
+            KvType::F16 => Storage::F16(zeroed(elements).map_err(refused)?),
+            KvType::F32 => Storage::F32(zeroed(elements).map_err(refused)?),
         };
         Ok(LayerKv {
             storage,
@@ -362,27 +364,6 @@ impl std::fmt::Debug for LayerKv {
             .field("pages", &self.pages)
             .finish()
     }
-}
-
-/// A zeroed vector that the system commits only where it is touched, without aborting when
-/// memory is refused.
-fn zeroed<T: Zeroable>(len: usize, too_large: KvError) -> Result<Vec<T>, KvError> {
-    let Ok(layout) = Layout::array::<T>(len) else {
-        return Err(too_large);
-    };
-    if layout.size() == 0 {
-        return Ok(Vec::new());
-    }
-    // SAFETY: the layout's size is not zero.
-    let data = unsafe { alloc_zeroed(layout) }.cast::<T>();
-    if data.is_null() {
-        return Err(KvError::OutOfMemory {
-            bytes: layout.size(),
-        });
-    }
-    // SAFETY: `data` comes from the global allocator with the layout of an array of `len` `T`s,
-    // and zero bytes are a valid `T` (`Zeroable`).
-    Ok(unsafe { Vec::from_raw_parts(data, len, len) })
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 pub mod activation;
 pub mod attention;
 pub mod cpu;
-mod disjoint;
 pub mod device;
+mod disjoint;
 pub mod gate;
 pub mod heads;
 pub mod kv;
@@ -13,6 +13,7 @@ pub mod moe;
 pub mod norm;
 pub mod pool;
 pub mod rope;
-pub mod workspace;
 #[cfg(test)]
 mod testing;
+pub mod workspace;
+mod zeroed;

@@ -10,6 +10,7 @@ use ktx_gguf::GgmlType;
 
 use crate::linear::{Activations, LinearError, Precision};
 use crate::pool::ThreadPool;
+use crate::zeroed::zeroed;
 
 /// Activations `[rows, cols]` of f32 in a [`Workspace`]: which device, where, which shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +52,17 @@ impl Act {
     /// # Panics
     /// If there are fewer.
     pub fn row_range(self, start: usize, rows: usize) -> Act {
-        assert!(start + rows <= self.rows, "rows {start}..{} of {}", start + rows, self.rows);
-        Act { offset: self.offset + start * self.cols, rows, ..self }
+        assert!(
+            start + rows <= self.rows,
+            "rows {start}..{} of {}",
+            start + rows,
+            self.rows
+        );
+        Act {
+            offset: self.offset + start * self.cols,
+            rows,
+            ..self
+        }
     }
 
     /// The same values as `[rows, cols]`.
@@ -60,7 +70,11 @@ impl Act {
     /// # Panics
     /// If the number of values differs.
     pub fn reshape(self, rows: usize, cols: usize) -> Act {
-        assert_eq!(rows * cols, self.len(), "reshape keeps the number of values");
+        assert_eq!(
+            rows * cols,
+            self.len(),
+            "reshape keeps the number of values"
+        );
         Act { rows, cols, ..self }
     }
 
@@ -73,20 +87,32 @@ impl Act {
     }
 }
 
-/// More activations were asked for than the operators stated before the run.
+/// Why there is no memory for activations.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the workspace on {device} holds {capacity} values and {wanted} more were asked for with {used} in use; an operator states too little scratch"
-)]
-pub struct WorkspaceError {
-    /// The device whose memory ran out.
-    pub device: Device,
-    /// Values that fit.
-    pub capacity: usize,
-    /// Values in use.
-    pub used: usize,
-    /// Values asked for.
-    pub wanted: usize,
+pub enum WorkspaceError {
+    /// More was asked for than the operators stated before the run.
+    #[error(
+        "the workspace on {device} holds {capacity} values and {wanted} more were asked for with {used} in use; \
+         an operator states too little scratch"
+    )]
+    Exhausted {
+        /// The device whose memory ran out.
+        device: Device,
+        /// Values that fit.
+        capacity: usize,
+        /// Values in use.
+        used: usize,
+        /// Values asked for.
+        wanted: usize,
+    },
+    /// The system refused it.
+    #[error("no memory for {values} activations on {device}; use a smaller context or chunk size")]
+    OutOfMemory {
+        /// The device.
+        device: Device,
+        /// Values asked for.
+        values: usize,
+    },
 }
 
 struct Stack {
@@ -132,33 +158,80 @@ impl Workspace {
     /// Devices that one workspace serves at most.
     pub const MAX_DEVICES: usize = 16;
     const ALIGN: usize = 16;
+    /// Beyond any memory, and far from overflowing.
+    const MAX_VALUES: usize = 1 << 48;
 
-    /// A workspace of `values` f32 on each of these devices.
+    /// A workspace of `values` f32 on each of these devices; the system commits what is used.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::OutOfMemory`] if the system refuses it.
     ///
     /// # Panics
     /// If more than [`Self::MAX_DEVICES`] devices are named, or one that is not the host's memory.
-    pub fn new(devices: &[Device], values: usize) -> Self {
-        assert!(devices.len() <= Self::MAX_DEVICES, "at most {} devices", Self::MAX_DEVICES);
-        assert!(devices.iter().all(|d| d.is_cpu()), "a host workspace serves host devices");
-        let stacks = devices.iter().map(|&device| Stack { device, memory: vec![0.0; values], used: 0 }).collect();
-        Self { stacks, prepared: None, activations: Activations::default() }
+    pub fn new(devices: &[Device], values: usize) -> Result<Self, WorkspaceError> {
+        assert!(
+            devices.len() <= Self::MAX_DEVICES,
+            "at most {} devices",
+            Self::MAX_DEVICES
+        );
+        assert!(
+            devices.iter().all(|d| d.is_cpu()),
+            "a host workspace serves host devices"
+        );
+        let stack = |&device| {
+            let memory =
+                zeroed(values).map_err(|_| WorkspaceError::OutOfMemory { device, values })?;
+            Ok(Stack {
+                device,
+                memory,
+                used: 0,
+            })
+        };
+        Ok(Self {
+            stacks: devices.iter().map(stack).collect::<Result<_, _>>()?,
+            prepared: None,
+            activations: Activations::default(),
+        })
     }
 
-    /// Values of f32 to plan for `[rows, cols]`, alignment included.
+    /// Values of f32 to plan for `[rows, cols]`, alignment included. What no memory could hold is
+    /// cut to a size that sums of it do not overflow.
     pub fn values_for(rows: usize, cols: usize) -> usize {
-        (rows * cols).next_multiple_of(Self::ALIGN)
+        rows.saturating_mul(cols)
+            .min(Self::MAX_VALUES)
+            .next_multiple_of(Self::ALIGN)
     }
 
     /// Takes `[rows, cols]` on a device; the values are whatever was there.
-    pub fn alloc(&mut self, device: Device, rows: usize, cols: usize) -> Result<Act, WorkspaceError> {
+    pub fn alloc(
+        &mut self,
+        device: Device,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Act, WorkspaceError> {
         let wanted = Self::values_for(rows, cols);
         let Some(stack) = self.stacks.iter_mut().find(|s| s.device == device) else {
-            return Err(WorkspaceError { device, capacity: 0, used: 0, wanted });
+            return Err(WorkspaceError::Exhausted {
+                device,
+                capacity: 0,
+                used: 0,
+                wanted,
+            });
         };
         if wanted > stack.memory.len() - stack.used {
-            return Err(WorkspaceError { device, capacity: stack.memory.len(), used: stack.used, wanted });
+            return Err(WorkspaceError::Exhausted {
+                device,
+                capacity: stack.memory.len(),
+                used: stack.used,
+                wanted,
+            });
         }
-        let act = Act { device, offset: stack.used, rows, cols };
+        let act = Act {
+            device,
+            offset: stack.used,
+            rows,
+            cols,
+        };
         stack.used += wanted;
         Ok(act)
     }
@@ -187,7 +260,11 @@ impl Workspace {
 
     /// The values behind a handle.
     pub fn read(&self, act: Act) -> &[f32] {
-        let stack = self.stacks.iter().find(|s| s.device == act.device).expect("a handle comes from this workspace");
+        let stack = self
+            .stacks
+            .iter()
+            .find(|s| s.device == act.device)
+            .expect("a handle comes from this workspace");
         &stack.memory[act.offset..act.end()]
     }
 
@@ -207,8 +284,14 @@ impl Workspace {
         outputs: [Act; M],
     ) -> ([&[f32]; N], [&mut [f32]; M]) {
         for (i, out) in outputs.iter().enumerate() {
-            assert!(!inputs.iter().any(|x| x.overlaps(*out)), "an output overlaps an input: {out:?} of {inputs:?}");
-            assert!(!outputs[..i].iter().any(|x| x.overlaps(*out)), "two outputs overlap: {outputs:?}");
+            assert!(
+                !inputs.iter().any(|x| x.overlaps(*out)),
+                "an output overlaps an input: {out:?} of {inputs:?}"
+            );
+            assert!(
+                !outputs[..i].iter().any(|x| x.overlaps(*out)),
+                "two outputs overlap: {outputs:?}"
+            );
             if self.prepared.is_some_and(|p| p.act.overlaps(*out)) {
                 self.prepared = None;
             }
@@ -221,7 +304,11 @@ impl Workspace {
     /// # Panics
     /// If the shapes differ.
     pub fn copy(&mut self, from: Act, to: Act) {
-        assert_eq!((from.rows, from.cols), (to.rows, to.cols), "a copy keeps the shape");
+        assert_eq!(
+            (from.rows, from.cols),
+            (to.rows, to.cols),
+            "a copy keeps the shape"
+        );
         if from != to {
             let ([x], [y]) = self.views([from], [to]);
             y.copy_from_slice(x);
@@ -249,11 +336,19 @@ impl Workspace {
         let fits = |p: &Prepared| p.act == x && p.precision == precision && p.types.covers(wanted);
         if !self.prepared.as_ref().is_some_and(fits) {
             let ([values], []) = slices(&mut self.stacks, [x], []);
-            self.activations.prepare_for(pool, values, x.rows, x.cols, precision, types)?;
-            self.prepared = Some(Prepared { act: x, precision, types: wanted });
+            self.activations
+                .prepare_for(pool, values, x.rows, x.cols, precision, types)?;
+            self.prepared = Some(Prepared {
+                act: x,
+                precision,
+                types: wanted,
+            });
         }
         for (i, out) in outputs.iter().enumerate() {
-            assert!(!outputs[..i].iter().any(|o| o.overlaps(*out)), "two outputs overlap: {outputs:?}");
+            assert!(
+                !outputs[..i].iter().any(|o| o.overlaps(*out)),
+                "two outputs overlap: {outputs:?}"
+            );
             if x.overlaps(*out) {
                 self.prepared = None;
             }
@@ -270,8 +365,14 @@ fn slices<const N: usize, const M: usize>(
     outputs: [Act; M],
 ) -> ([&[f32]; N], [&mut [f32]; M]) {
     let mut base = |act: Act| {
-        let stack = stacks.iter_mut().find(|s| s.device == act.device).expect("a handle comes from this workspace");
-        assert!(act.end() <= stack.memory.len(), "a handle comes from this workspace");
+        let stack = stacks
+            .iter_mut()
+            .find(|s| s.device == act.device)
+            .expect("a handle comes from this workspace");
+        assert!(
+            act.end() <= stack.memory.len(),
+            "a handle comes from this workspace"
+        );
         stack.memory.as_mut_ptr().wrapping_add(act.offset)
     };
     // SAFETY: each range lies inside its stack's memory (asserted in `base`), which `stacks` borrows
@@ -290,7 +391,7 @@ mod tests {
 
     #[test]
     fn handles_are_given_back_in_order_and_reused() {
-        let mut ws = Workspace::new(&[Device::CPU], 64);
+        let mut ws = Workspace::new(&[Device::CPU], 64).unwrap();
         let a = ws.alloc(Device::CPU, 1, 16).unwrap();
         let mark = ws.mark();
         let b = ws.alloc(Device::CPU, 2, 10).unwrap();
@@ -301,15 +402,30 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_an_error_with_the_numbers() {
-        let mut ws = Workspace::new(&[Device::CPU], 16);
+        let mut ws = Workspace::new(&[Device::CPU], 16).unwrap();
         let error = ws.alloc(Device::CPU, 1, 17).unwrap_err();
-        assert_eq!((error.capacity, error.used, error.wanted), (16, 0, 32));
+        let device = Device::CPU;
+        assert_eq!(
+            error,
+            WorkspaceError::Exhausted {
+                device,
+                capacity: 16,
+                used: 0,
+                wanted: 32
+            }
+        );
+    }
+
+    #[test]
+    fn what_no_memory_could_hold_is_refused() {
+        let values = Workspace::values_for(usize::MAX, usize::MAX);
+        assert!(Workspace::new(&[Device::CPU], values).is_err());
     }
 
     #[test]
     #[should_panic(expected = "an output overlaps an input")]
     fn writing_over_an_input_is_refused() {
-        let mut ws = Workspace::new(&[Device::CPU], 64);
+        let mut ws = Workspace::new(&[Device::CPU], 64).unwrap();
         let a = ws.alloc(Device::CPU, 4, 4).unwrap();
         ws.views([a.row_range(1, 2)], [a.row_range(2, 1)]);
     }
@@ -317,7 +433,7 @@ mod tests {
     #[test]
     fn copies_cross_devices() {
         let second: Device = "cpu:1".parse().unwrap();
-        let mut ws = Workspace::new(&[Device::CPU, second], 32);
+        let mut ws = Workspace::new(&[Device::CPU, second], 32).unwrap();
         let a = ws.alloc(Device::CPU, 1, 3).unwrap();
         let b = ws.alloc(second, 1, 3).unwrap();
         ws.write(a).copy_from_slice(&[1.0, 2.0, 3.0]);

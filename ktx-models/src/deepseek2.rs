@@ -12,7 +12,9 @@ use ktx_ops::spec::{GateSpec, LinearSource, MlaSpec, MoeSpec, RopeSpec, Spec};
 
 use crate::ModelError;
 use crate::keys::Keys;
-use crate::parts::{Experts, PROJECTIONS, Skeleton, bounded, linear, linear_from, rope_config};
+use crate::parts::{
+    Experts, PROJECTIONS, Skeleton, expert_count, linear, linear_from, rope_config,
+};
 
 /// Epsilon of the norms of the compressed query and key, whatever the model's is.
 const LORA_NORM_EPS: f32 = 1e-6;
@@ -190,7 +192,7 @@ fn moe_sizes(
             "it is larger than block_count",
         ));
     }
-    let experts = bounded(keys, "expert_count")?;
+    let experts = expert_count(keys)?;
     let top_k = keys.size("expert_used_count")?;
     let norm = match keys.flag("expert_weights_norm")? {
         Some(true) => NormTopkProb::Yes,

@@ -7,7 +7,7 @@ use ktx_ops::spec::{AttentionSpec, RopeSpec, Spec};
 
 use crate::ModelError;
 use crate::keys::Keys;
-use crate::parts::{Experts, Skeleton, bounded, linear, moe_spec, rope_config};
+use crate::parts::{Experts, Skeleton, expert_count, linear, moe_spec, rope_config};
 
 /// Sizes of one attention.
 struct Config {
@@ -121,7 +121,7 @@ fn mixtral(keys: &Keys<'_>) -> Result<Module, ModelError> {
     let skeleton = Skeleton::read(keys, "ktransformers.models.modeling_mixtral", "Mixtral")?;
     let config = Config::read(keys, skeleton.hidden_size)?;
     let router = GateConfig {
-        experts: bounded(keys, "expert_count")?,
+        experts: expert_count(keys)?,
         top_k: keys.size("expert_used_count")?,
         scoring: Scoring::Softmax,
         groups: None,

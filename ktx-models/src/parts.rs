@@ -20,6 +20,8 @@ const SILU: &str = "torch.nn.SiLU";
 
 /// More layers or experts than this make no model.
 const MAX_COUNT: usize = 4096;
+/// More experts in all layers together make no model.
+const MAX_EXPERTS: usize = 1 << 17;
 
 /// Names of the projections in most families: gate, up, down.
 pub(crate) const PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
@@ -174,6 +176,20 @@ pub(crate) fn linear_from(
             source,
         }),
     );
+}
+
+/// The number of experts of a layer. The tree holds all experts of all layers, so their number is
+/// bounded before it is made.
+pub(crate) fn expert_count(keys: &Keys<'_>) -> Result<usize, ModelError> {
+    let experts = bounded(keys, "expert_count")?;
+    if experts * bounded(keys, "block_count")? > MAX_EXPERTS {
+        return Err(keys.bad(
+            "expert_count",
+            experts,
+            "all layers together may have 131072 experts",
+        ));
+    }
+    Ok(experts)
 }
 
 /// The routed experts of one layer.

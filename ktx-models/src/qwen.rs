@@ -7,7 +7,7 @@ use ktx_ops::spec::{AttentionSpec, MoeSpec, RopeSpec, Spec};
 
 use crate::ModelError;
 use crate::keys::Keys;
-use crate::parts::{Experts, PROJECTIONS, Skeleton, bounded, linear, moe_spec, rope_config};
+use crate::parts::{Experts, PROJECTIONS, Skeleton, expert_count, linear, moe_spec, rope_config};
 
 /// Sizes and classes of one attention.
 struct Attention {
@@ -190,7 +190,7 @@ fn router(keys: &Keys<'_>, norm: NormTopkProb) -> Result<GateConfig, ModelError>
         None => norm,
     };
     let config = GateConfig {
-        experts: bounded(keys, "expert_count")?,
+        experts: expert_count(keys)?,
         top_k,
         scoring: Scoring::Softmax,
         groups: None,

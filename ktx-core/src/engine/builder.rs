@@ -368,6 +368,8 @@ impl PlannedModel {
 
     fn inject(&self) -> Result<(runtime::Parts, InjectReport), EngineError> {
         self.require()?;
+        // Sizes are trusted only after all tensors were seen to have them.
+        self.module_weights()?;
         let (children, report) = inject(&self.description.tree, &self.plan, &self.gguf)?;
         let parts = runtime::Parts::new(children, &report, &self.settings, &self.description)?;
         Ok((parts, report))

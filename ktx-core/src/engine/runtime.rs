@@ -85,13 +85,17 @@ impl Parts {
             KvType::F32 => 4,
             _ => 2,
         };
-        let row: usize = self.layouts.iter().map(|l| l.k_width + l.v_width).sum();
-        (row * element * pages_for(settings.context) * PAGE_TOKENS) as u64
+        let row = self.layouts.iter().fold(0u64, |sum, l| {
+            sum.saturating_add((l.k_width + l.v_width) as u64)
+        });
+        row.saturating_mul(element)
+            .saturating_mul((pages_for(settings.context) * PAGE_TOKENS) as u64)
     }
 
     /// Bytes of the workspace.
     pub(crate) fn scratch_bytes(&self) -> u64 {
-        (self.workspace_values * self.devices.len() * size_of::<f32>()) as u64
+        (self.workspace_values as u64)
+            .saturating_mul((self.devices.len() * size_of::<f32>()) as u64)
     }
 }
 
@@ -145,7 +149,8 @@ impl Runtime {
         Ok(Self {
             hidden_size: parts.hidden_size,
             precision: settings.precision,
-            workspace: Workspace::new(&parts.devices, parts.workspace_values),
+            workspace: Workspace::new(&parts.devices, parts.workspace_values)
+                .map_err(OpError::from)?,
             kv,
             free_pages: (0..pages as u32).rev().map(PageId).collect(),
             moe: MoeScratch::default(),

@@ -29,7 +29,11 @@ pub struct HeadRows {
 impl HeadRows {
     /// `[tokens, heads, dim]`.
     pub fn packed(heads: usize, dim: usize) -> Self {
-        Self { width: heads * dim, stride: dim, offset: 0 }
+        Self {
+            width: heads * dim,
+            stride: dim,
+            offset: 0,
+        }
     }
 
     fn start(&self, token: usize, head: usize) -> usize {
@@ -89,9 +93,17 @@ pub fn matmul_heads<'w>(
                 scratch.rows.extend_from_slice(&x[start..start + cols]);
             }
             scratch.products.resize(count * rows, 0.0);
-            let Scratch { rows: x, products, activations } = scratch;
+            let Scratch {
+                rows: x,
+                products,
+                activations,
+            } = scratch;
             let result = weights(head).and_then(|w| {
-                assert_eq!((w.rows(), w.cols()), (rows, cols), "matmul_heads: all heads have one shape");
+                assert_eq!(
+                    (w.rows(), w.cols()),
+                    (rows, cols),
+                    "matmul_heads: all heads have one shape"
+                );
                 activations.prepare_for(pool, x, count, cols, precision, &[w.ty()])?;
                 matmul(pool, w, activations, products, rows)
             });
@@ -120,11 +132,19 @@ mod tests {
     #[test]
     fn every_head_is_multiplied_with_its_own_matrix() {
         let (heads, rows, cols, tokens) = (3, 40, 32, 70);
-        let x_rows = HeadRows { width: heads * 50 + 4, stride: 50, offset: 4 };
-        let x: Vec<f32> = (0..tokens * x_rows.width).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+        let x_rows = HeadRows {
+            width: heads * 50 + 4,
+            stride: 50,
+            offset: 4,
+        };
+        let x: Vec<f32> = (0..tokens * x_rows.width)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
+            .collect();
         for ty in [GgmlType::Q8_0, GgmlType::F32] {
             let blocks = rows * cols / ty.block_len();
-            let bytes: Vec<Vec<u8>> = (0..heads).map(|h| random_blocks(ty, blocks, h as u64)).collect();
+            let bytes: Vec<Vec<u8>> = (0..heads)
+                .map(|h| random_blocks(ty, blocks, h as u64))
+                .collect();
             let weights = |h: usize| WeightRows::new(ty, rows, cols, &bytes[h]);
             let mut expected = vec![0.0f64; tokens * heads * rows];
             for h in 0..heads {
@@ -143,7 +163,11 @@ mod tests {
                 let pool = ThreadPool::new(NonZeroUsize::new(threads).unwrap());
                 let mut out = vec![0.0; expected.len()];
                 matmul_heads(&pool, heads, &weights, &x, x_rows, &mut out, Precision::F32).unwrap();
-                let error: f64 = out.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+                let error: f64 = out
+                    .iter()
+                    .zip(&expected)
+                    .map(|(a, b)| (f64::from(*a) - b).powi(2))
+                    .sum();
                 let norm: f64 = expected.iter().map(|b| b * b).sum();
                 assert!(error / norm < 1e-11, "{ty:?}: {}", error / norm);
             }
