@@ -11,7 +11,8 @@ use ktx_core::kernels::workspace::Act;
 use ktx_core::ops::kwargs::KwargSet;
 use ktx_core::ops::module::Holding;
 use ktx_core::ops::{
-    BuildArgs, Capacity, Forward, KModule, KwargDoc, Linear, Loader, OpError, Operator, Phase, registry,
+    BuildArgs, Capacity, Forward, KModule, KwargDoc, Linear, Loader, OpError, Operator, Phase,
+    registry,
 };
 use ktx_core::{Engine, EngineError, GenerateOptions, Rules, SamplingParams, register_operator};
 
@@ -40,16 +41,24 @@ impl Default for ScaledLinearKwargs {
 }
 
 impl KwargSet for ScaledLinearKwargs {
-    const DOCS: &'static [KwargDoc] =
-        &[KwargDoc { name: "scale", doc: "what the product is multiplied by", ignored: None }];
+    const DOCS: &'static [KwargDoc] = &[KwargDoc {
+        name: "scale",
+        doc: "what the product is multiplied by",
+        ignored: None,
+    }];
 }
 
 // 2. How it is made: from the module whose place it takes. Weights come later, in `load`.
 fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
     let kwargs: ScaledLinearKwargs = args.kwargs()?;
-    let default = registry().get("torch.nn.Linear").ok_or_else(|| args.error("there is no linear operator"))?;
+    let default = registry()
+        .get("torch.nn.Linear")
+        .ok_or_else(|| args.error("there is no linear operator"))?;
     match (default.build)(args)? {
-        Operator::Linear(inner) => Ok(Operator::Linear(Box::new(ScaledLinear { inner, scale: kwargs.scale }))),
+        Operator::Linear(inner) => Ok(Operator::Linear(Box::new(ScaledLinear {
+            inner,
+            scale: kwargs.scale,
+        }))),
         _ => Err(args.unfit("a linear module")),
     }
 }
@@ -103,7 +112,10 @@ impl Linear for ScaledLinear {
 
     fn forward(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError> {
         self.inner.forward(cx, x, out)?;
-        cx.workspace.write(out).iter_mut().for_each(|y| *y *= self.scale);
+        cx.workspace
+            .write(out)
+            .iter_mut()
+            .for_each(|y| *y *= self.scale);
         let count = match cx.phase {
             Phase::Prefill => &PREFILL_ROWS,
             Phase::Generate => &GENERATE_ROWS,
@@ -127,16 +139,37 @@ fn rules(scale: f32) -> Rules {
       scale: {scale}
 "
     );
-    Rules::Text { text, name: "custom_operator.yaml".to_owned() }
+    Rules::Text {
+        text,
+        name: "custom_operator.yaml".to_owned(),
+    }
 }
 
 fn answer(scale: f32) -> Result<String, EngineError> {
-    let engine = Engine::builder().model("models/pip-17m.gguf").rules(rules(scale)).load()?;
-    for module in engine.report().modules.iter().filter(|m| m.class == "example.ScaledLinear") {
-        println!("  {} is {} on {}", module.path, module.class, module.placement.generate);
+    let engine = Engine::builder()
+        .model("models/pip-17m.gguf")
+        .rules(rules(scale))
+        .load()?;
+    for module in engine
+        .report()
+        .modules
+        .iter()
+        .filter(|m| m.class == "example.ScaledLinear")
+    {
+        println!(
+            "  {} is {} on {}",
+            module.path, module.class, module.placement.generate
+        );
     }
-    let options = GenerateOptions { sampling: SamplingParams::greedy(), max_new_tokens: 16, ..Default::default() };
-    engine.session().chat("What is the opposite of hot?", &options)?.text()
+    let options = GenerateOptions {
+        sampling: SamplingParams::greedy(),
+        max_new_tokens: 16,
+        ..Default::default()
+    };
+    engine
+        .session()
+        .chat("What is the opposite of hot?", &options)?
+        .text()
 }
 
 fn main() -> Result<(), EngineError> {
@@ -145,7 +178,10 @@ fn main() -> Result<(), EngineError> {
         println!("scale {scale}:");
         println!("  answer: {}", answer(scale)?);
         let rows = [&PREFILL_ROWS, &GENERATE_ROWS].map(|count| count.swap(0, Ordering::Relaxed));
-        println!("  example.ScaledLinear computed {} rows in prefill, {} in generation", rows[0], rows[1]);
+        println!(
+            "  example.ScaledLinear computed {} rows in prefill, {} in generation",
+            rows[0], rows[1]
+        );
     }
     Ok(())
 }

@@ -6,16 +6,27 @@ use ktx_core::{DeviceMapping, Engine, EngineError, Rules};
 
 fn main() -> Result<(), EngineError> {
     let mut arguments = std::env::args().skip(1);
-    let model = arguments.next().unwrap_or_else(|| "models/pip-17m.gguf".to_owned());
-    let rules = arguments.next().map_or(Rules::Preset, |file| Rules::File(file.into()));
+    let model = arguments
+        .next()
+        .unwrap_or_else(|| "models/pip-17m.gguf".to_owned());
+    let rules = arguments
+        .next()
+        .map_or(Rules::Preset, |file| Rules::File(file.into()));
 
     // Rules written for a machine with GPUs are planned too: every device is mapped to the CPU.
-    let planned = Engine::builder().model(model).rules(rules).devices(DeviceMapping::AllOnCpu).plan()?;
+    let planned = Engine::builder()
+        .model(model)
+        .rules(rules)
+        .devices(DeviceMapping::AllOnCpu)
+        .plan()?;
 
     println!("{}", planned.rules_name());
     for entry in planned.plan().entries() {
         let class = entry.class.as_deref().unwrap_or("null");
-        let why = entry.rule.as_ref().map_or_else(|| "no rule".to_owned(), ToString::to_string);
+        let why = entry
+            .rule
+            .as_ref()
+            .map_or_else(|| "no rule".to_owned(), ToString::to_string);
         let device = planned.plan().placement(entry, registry())?.generate;
         println!("{:<45} {device:<5} {class:<60} {why}", entry.path);
     }

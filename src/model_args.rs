@@ -211,7 +211,9 @@ impl EngineArgs {
 /// Loads a planned model, with its progress on a terminal.
 pub(crate) fn load(planned: PlannedModel) -> Result<Engine, CliError> {
     planned.require()?;
-    let total = planned.module_weights()?.iter().map(|w| w.bytes).sum();
+    // Modules that share a tensor load it once.
+    let weights: u64 = planned.module_weights()?.iter().map(|w| w.bytes).sum();
+    let total = weights.min(planned.gguf().file_size());
     let mut progress = Progress::new("loading", total);
     Ok(planned.load(&mut |at| {
         progress.at(at.loaded);

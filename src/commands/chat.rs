@@ -120,6 +120,8 @@ impl IgnoredArgs {
 pub(crate) fn run(args: &ChatArgs) -> Result<(), CliError> {
     args.ignored.say();
     let default_prompt = args.prompt_file.as_deref().map(read_text).transpose()?;
+    // In this order: the line editor takes the signal for itself when it is made, and misses it only while it reads.
+    let mut input = Input::new(default_prompt)?;
     let interrupt = Interrupt::install()?;
     let mut builder = args.engine.apply(args.rules.apply(args.source.builder()?));
     if let Some(device) = &args.device {
@@ -134,6 +136,5 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), CliError> {
     if let Some(system) = &args.system {
         session.set_system(system);
     }
-    Chat::new(session, options, interrupt, engine.settings().context)
-        .run(&mut Input::new(default_prompt)?)
+    Chat::new(session, options, interrupt, engine.settings().context).run(&mut input)
 }

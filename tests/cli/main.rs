@@ -6,6 +6,8 @@ mod chat;
 mod help;
 mod plan;
 mod reports;
+#[cfg(unix)]
+mod terminal;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
