@@ -9,3 +9,4 @@ mod smollm2;
 mod tiny;
 mod tiny_models;
 mod transformers;
+mod trees;
