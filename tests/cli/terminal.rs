@@ -145,7 +145,6 @@ fn in_a_script_ctrl_c_stops_the_answer_and_ends_the_program_between_answers() {
         stdin: _stdin,
         ..
     } = chat;
-    std::thread::sleep(Duration::from_millis(100));
     interrupt(&child);
     assert_eq!(child.wait().expect("the program ends").code(), Some(130));
 }
