@@ -67,6 +67,8 @@ pub struct ModuleWeights {
     pub bytes: u64,
     /// Their types, each once.
     pub types: Vec<&'static str>,
+    /// The tensors, by name, with their bytes. Modules can share one: a tied output head.
+    pub tensors: Vec<(String, u64)>,
 }
 
 /// The weights of every module that has some, in the tree's order; tensors are checked against the
@@ -103,12 +105,16 @@ fn collect(
                 })?;
         let mut types: Vec<&'static str> = tensors.iter().map(|t| t.ty().name()).collect();
         types.dedup();
-        let bytes = tensors.iter().map(|t| t.bytes().len() as u64).sum();
+        let tensors: Vec<(String, u64)> = tensors
+            .iter()
+            .map(|t| (t.name().to_owned(), t.bytes().len() as u64))
+            .collect();
         all.push(ModuleWeights {
             path: module.path.clone(),
             device: placement.generate,
-            bytes,
+            bytes: tensors.iter().map(|(_, bytes)| bytes).sum(),
             types,
+            tensors,
         });
     }
     if whole {

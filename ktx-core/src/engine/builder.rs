@@ -1,5 +1,6 @@
 //! From settings to a plan, and from a plan to a loaded engine.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -377,8 +378,14 @@ impl PlannedModel {
 
     fn estimate_of(&self, parts: &runtime::Parts) -> Result<MemoryEstimate, EngineError> {
         let mut estimate = MemoryEstimate::default();
-        for weights in self.module_weights()? {
-            estimate.devices.entry(weights.device).or_default().weights += weights.bytes;
+        let mut seen = HashSet::new();
+        for module in self.module_weights()? {
+            let device = estimate.devices.entry(module.device).or_default();
+            for (tensor, bytes) in module.tensors {
+                if seen.insert((module.device, tensor)) {
+                    device.weights += bytes;
+                }
+            }
         }
         let host = estimate.devices.entry(Device::CPU).or_default();
         host.kv += parts.kv_bytes(&self.settings);
