@@ -1,7 +1,9 @@
 //! Sessions: conversations, cancelling, limits, several at once.
 
 use ktx_core::kernels::linear::Precision;
-use ktx_core::{Engine, EngineError, FinishReason, GenerateOptions, Rules, SamplingParams, Thinking};
+use ktx_core::{
+    Engine, EngineError, FinishReason, GenerateOptions, Rules, SamplingParams, Thinking,
+};
 
 use crate::run::{engine, load, pip};
 
@@ -135,8 +137,8 @@ fn the_end_of_the_context_is_a_clear_stop() {
     assert_eq!(session.tokens().len(), 40);
     let error = session
         .chat("And then?", &greedy(10))
-        .err()
-        .expect("it does not fit");
+        .map(drop)
+        .expect_err("it does not fit");
     assert!(
         matches!(
             error,
@@ -166,8 +168,8 @@ fn a_prompt_longer_than_the_context_is_refused_before_it_is_read() {
     let mut session = engine.session();
     let error = session
         .complete(&"word ".repeat(40), &greedy(4))
-        .err()
-        .expect("it does not fit");
+        .map(drop)
+        .expect_err("it does not fit");
     assert!(matches!(error, EngineError::ContextFull { .. }), "{error}");
     assert!(session.tokens().is_empty());
 }
@@ -188,8 +190,8 @@ fn pages_return_when_sessions_end() {
             .unwrap()
             .next()
             .unwrap()
-            .err()
-            .expect("no page is left");
+            .map(drop)
+            .expect_err("no page is left");
         assert!(matches!(error, EngineError::CacheFull), "{error}");
     }
 }
@@ -315,7 +317,12 @@ fn layers_on_two_host_devices_compute_what_one_does() {
     };
     let answer = |device| {
         let engine = load(Engine::builder().gguf(pip()).rules(rules(device)));
-        engine.session().chat("Tell me a story about a cat.", &greedy(40)).unwrap().text().unwrap()
+        engine
+            .session()
+            .chat("Tell me a story about a cat.", &greedy(40))
+            .unwrap()
+            .text()
+            .unwrap()
     };
     assert_eq!(answer("cpu:1"), answer("cpu"));
 }

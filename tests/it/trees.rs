@@ -8,7 +8,13 @@ use crate::run::{json, repository};
 
 /// Numbers in a path are places: `model.layers.3.mlp` is `model.layers.#.mlp`.
 fn pattern(path: &str) -> String {
-    let part = |p: &str| if p.parse::<usize>().is_ok() { "#".to_owned() } else { p.to_owned() };
+    let part = |p: &str| {
+        if p.parse::<usize>().is_ok() {
+            "#".to_owned()
+        } else {
+            p.to_owned()
+        }
+    };
     path.split('.').map(part).collect::<Vec<_>>().join(".")
 }
 
@@ -27,10 +33,17 @@ fn distinct<'a>(modules: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<(Strin
 
 fn check(model: &str, tree: &str) {
     let golden = json(&format!("ktx-core/tests/plans/trees/{tree}.json"));
-    let expected = golden.as_object().unwrap().iter().map(|(path, class)| (path.as_str(), class.as_str().unwrap()));
+    let expected = golden
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(path, class)| (path.as_str(), class.as_str().unwrap()));
     let gguf = Gguf::open(repository(model)).unwrap();
     let description = describe(&gguf).unwrap();
-    let found = description.tree.walk().map(|m| (m.path.as_str(), m.class.as_str()));
+    let found = description
+        .tree
+        .walk()
+        .map(|m| (m.path.as_str(), m.class.as_str()));
     assert_eq!(distinct(found), distinct(expected), "{model} and {tree}");
 }
 
