@@ -13,6 +13,7 @@
 pub mod attention;
 pub mod build;
 pub mod defaults;
+mod elsewhere;
 pub mod embedding;
 pub mod experts;
 pub mod ffn;

@@ -4,6 +4,7 @@ mod generation;
 mod goldens;
 mod naive;
 mod perplexity;
+mod rule_files;
 mod run;
 mod smollm2;
 mod tiny;
