@@ -22,6 +22,14 @@ pub enum CliError {
     /// A module tree.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// A rule file has mistakes, which were printed.
+    #[error("{} has {errors} errors", file.display())]
+    RulesAreWrong {
+        /// The rule file.
+        file: PathBuf,
+        /// How many.
+        errors: usize,
+    },
     /// The command was called in a way that has no meaning.
     #[error("{0}")]
     Usage(String),

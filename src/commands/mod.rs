@@ -9,4 +9,5 @@ pub(crate) mod operators;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
 pub(crate) mod rules;
+pub(crate) mod rules_check;
 pub(crate) mod run;

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use ktx_core::EngineError;
 use ktx_core::rules::{Preset, presets};
 
+use super::rules_check::CheckArgs;
 use crate::error::CliError;
 use crate::table::{Align, Table};
 
@@ -13,9 +14,10 @@ const EXAMPLE: &str = "\
 Examples:
   ktx rules
   ktx rules show deepseek2 > my-rules.yaml
+  ktx rules check my-rules.yaml --model model.gguf
   ktx run --rules deepseek2 --prompt 'What is 7 + 5?'";
 
-/// List the presets: rule files that are used where none is named
+/// List the presets: rule files that are used where none is named; check a rule file
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct RulesArgs {
@@ -31,14 +33,20 @@ enum RulesCommand {
         /// Its name
         name: String,
     },
+    /// Look for mistakes in a rule file
+    Check(CheckArgs),
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &RulesArgs) -> Result<(), CliError> {
     let mut out = stdout().lock();
-    if let Some(RulesCommand::Show { name }) = &args.command {
-        write!(out, "{}", preset(name)?.text)?;
-        return Ok(());
+    match &args.command {
+        None => {}
+        Some(RulesCommand::Show { name }) => {
+            write!(out, "{}", preset(name)?.text)?;
+            return Ok(());
+        }
+        Some(RulesCommand::Check(args)) => return super::rules_check::run(args, &mut out),
     }
     let mut table = Table::new([
         ("preset", Align::Left),

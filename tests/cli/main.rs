@@ -6,6 +6,7 @@ mod chat;
 mod help;
 mod plan;
 mod reports;
+mod rules_check;
 #[cfg(unix)]
 mod terminal;
 

@@ -8,6 +8,7 @@
 mod classes;
 mod dialect;
 mod error;
+mod lint;
 mod parse;
 mod pattern;
 mod presets;
@@ -25,6 +26,7 @@ use serde_json::Value;
 
 pub(crate) use classes::{ClassTable, Descent, NoClass};
 pub use error::RuleError;
+pub use lint::{Advice, lint, lint_plan};
 pub use pattern::NamePattern;
 pub use presets::{Preset, preset_for, presets};
 
