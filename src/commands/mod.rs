@@ -8,6 +8,7 @@ pub(crate) mod inspect;
 pub(crate) mod operators;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
+mod plan_diff;
 pub(crate) mod rules;
 pub(crate) mod rules_check;
 pub(crate) mod run;

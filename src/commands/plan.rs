@@ -22,6 +22,7 @@ const EXAMPLE: &str = "\
 Examples:
   ktx plan                                                      the built-in model with its preset
   ktx plan --model model.gguf --rules my-rules.yaml --cpu
+  ktx plan --model model.gguf --diff old-rules.yaml new-rules.yaml
   ktx plan --tree tree.json --rules my-rules.yaml --format json --keys hf";
 
 /// Print which operator the rules put in every module's place
@@ -29,18 +30,22 @@ Examples:
 #[command(after_help = EXAMPLE)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
-    source: ModelSource,
+    pub(super) source: ModelSource,
 
     /// JSON file of a module tree, {path: class path} with parents first, instead of a model
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "gguf_path"], requires = "rules")]
-    tree: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "gguf_path"])]
+    pub(super) tree: Option<PathBuf>,
+
+    /// Print what changes from one rule file to another, in modules and in bytes on each device
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["rules", "format", "keys"])]
+    diff: Option<Vec<PathBuf>>,
 
     #[command(flatten)]
-    rules: RuleArgs,
+    pub(super) rules: RuleArgs,
 
     /// Device of modules that no rule matches
     #[arg(long, value_name = "DEVICE", default_value = "cuda:0")]
-    device: Device,
+    pub(super) device: Device,
 
     /// How the plan is printed
     #[arg(long, value_name = "FORMAT", default_value = "table")]
@@ -51,7 +56,7 @@ pub(crate) struct PlanArgs {
     keys: Keys,
 
     #[command(flatten)]
-    engine: EngineArgs,
+    pub(super) engine: EngineArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -68,16 +73,17 @@ enum Keys {
 
 /// Runs the command.
 pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
-    match &args.tree {
-        Some(tree) => of_tree(args, tree),
-        None => of_model(args),
+    match (&args.diff, &args.tree) {
+        (Some(files), _) => super::plan_diff::run(args, files),
+        (None, Some(tree)) => of_tree(args, tree),
+        (None, None) => of_model(args),
     }
 }
 
 fn of_tree(args: &PlanArgs, file: &Path) -> Result<(), CliError> {
     let registry = try_registry()?;
-    let tree = tree_from_json(&read_text(file)?, &file.display().to_string())?;
     let rules = read_rules(&args.rules.rules())?;
+    let tree = tree_from_json(&read_text(file)?, &file.display().to_string())?;
     let mut plan = ktx_core::plan::plan(&tree, &rules, &args.device.to_string())?;
     if args.rules.cpu {
         plan.map_devices_to_cpu(registry);

@@ -161,3 +161,31 @@ fn rules_without_effect_are_warnings_with_their_line() {
         "{said}"
     );
 }
+
+#[test]
+fn two_rule_files_are_compared_module_by_module_and_by_bytes() {
+    let head = |device: &str| {
+        format!(
+            "- match: {{name: '^lm_head$'}}\n  replace: {{class: default, kwargs: {{generate_device: {device}, prefill_device: cpu}}}}\n"
+        )
+    };
+    let (a, b) = (
+        file("head-on-cpu.yaml", head("cpu")),
+        file("head-on-cuda.yaml", head("cuda:1")),
+    );
+    let said = ktx(&["plan", "--device", "cpu", "--diff", &a, &b]).ok();
+    let change = said
+        .lines()
+        .find(|l| l.starts_with("lm_head"))
+        .expect("the head moves");
+    assert!(
+        change.contains("generate_device: cpu") && change.contains("generate_device: cuda:1"),
+        "{said}"
+    );
+    assert!(
+        said.contains("1 of ") && said.contains("cuda:1: 0 B of weights before"),
+        "{said}"
+    );
+    let same = ktx(&["plan", "--device", "cpu", "--diff", &a, &a]).ok();
+    assert!(same.starts_with("0 of "), "{same}");
+}

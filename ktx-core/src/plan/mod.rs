@@ -8,6 +8,7 @@
 
 mod check;
 mod devices;
+mod diff;
 mod problem;
 mod tree;
 mod warning;
@@ -23,6 +24,7 @@ use crate::rules::{
 
 pub use check::{CheckMode, CheckReport, check};
 pub use devices::{DeviceError, require_devices};
+pub use diff::{PlanChange, PlanSide, plan_diff};
 pub use problem::Problem;
 pub use tree::{TreeError, tree_from_json};
 pub use warning::{Miss, PlanWarning};
