@@ -205,3 +205,75 @@ pub fn try_registry() -> Result<&'static Registry, DuplicateOperator> {
 pub fn registry() -> &'static Registry {
     try_registry().unwrap_or_else(|e| panic!("{e}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kwargs::NoKwargs;
+
+    fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+        Err(args.error("builds nothing"))
+    }
+
+    const fn entry(
+        class: &'static str,
+        aliases: &'static [&'static str],
+        line: u32,
+    ) -> OperatorEntry {
+        OperatorEntry {
+            class,
+            aliases,
+            role: Role::Linear,
+            summary: "for a test",
+            lossy: None,
+            kwargs: KwargInfo::of::<NoKwargs>(),
+            needs: Needs::Host,
+            build,
+            file: "test.rs",
+            line,
+        }
+    }
+
+    static FIRST: OperatorEntry = entry("a.First", &["First"], 1);
+    static SECOND: OperatorEntry = entry("b.Second", &["First"], 2);
+
+    #[test]
+    fn two_operators_of_one_name_are_rejected_with_both_places() {
+        let error = Registry::new([&FIRST, &SECOND])
+            .err()
+            .expect("both are called First");
+        assert_eq!(error.name, "First");
+        assert_eq!(
+            (error.first.as_str(), error.second.as_str()),
+            ("test.rs:1", "test.rs:2")
+        );
+    }
+
+    #[test]
+    fn a_name_and_its_aliases_are_one_entry_and_a_slip_finds_it() {
+        let registry = Registry::new([&FIRST]).unwrap();
+        assert!(std::ptr::eq(
+            registry.get("First").unwrap(),
+            registry.get("a.First").unwrap()
+        ));
+        assert_eq!(registry.entries().count(), 1);
+        assert_eq!(registry.nearest("a.Frist"), Some("a.First"));
+        assert_eq!(registry.nearest("other.place.Frist"), Some("First"));
+        assert!(registry.get("Frist").is_none());
+    }
+
+    #[test]
+    fn built_in_operators_have_names_of_their_own_and_say_what_they_do() {
+        let entries: Vec<_> = registry().entries().collect();
+        assert!(entries.windows(2).all(|pair| pair[0].class < pair[1].class));
+        assert!(entries.iter().all(|entry| !entry.summary.is_empty()));
+        for name in [
+            "KTransformersLinear",
+            "KExpertsCPU",
+            "KMoECpu",
+            "torch.nn.Linear",
+        ] {
+            assert!(registry().get(name).is_some(), "{name}");
+        }
+    }
+}
