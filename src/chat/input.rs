@@ -101,7 +101,11 @@ impl Input {
     /// Reads up to a line that ends with three quotes, or to the end of the input. Lines that hold
     /// nothing but the quotes add no line.
     fn several_lines(&mut self, first: &str) -> Result<Entry, CliError> {
+        if let Some(text) = pasted(first) {
+            return Ok(self.prompt_of(text));
+        }
         let mut lines = Vec::new();
+        let first = first.strip_prefix('\n').unwrap_or(first);
         lines.extend((!first.is_empty()).then(|| first.to_owned()));
         loop {
             match self.reader.line(FURTHER)? {
@@ -117,11 +121,25 @@ impl Input {
                 },
             }
         }
-        match lines.join("\n") {
-            text if text.trim().is_empty() => Ok(Entry::Prompt(self.default_prompt.clone())),
-            text => Ok(Entry::Prompt(text)),
+        Ok(self.prompt_of(lines.join("\n")))
+    }
+
+    fn prompt_of(&self, text: String) -> Entry {
+        match text {
+            text if text.trim().is_empty() => Entry::Prompt(self.default_prompt.clone()),
+            text => Entry::Prompt(text),
         }
     }
+}
+
+/// The whole text, if what stands behind the opening quotes ends with quotes on a later line: a paste
+/// into a terminal brings several lines at once.
+fn pasted(behind: &str) -> Option<String> {
+    let text = behind
+        .contains('\n')
+        .then(|| behind.strip_suffix(QUOTES))??;
+    let text = text.strip_prefix('\n').unwrap_or(text);
+    Some(text.strip_suffix('\n').unwrap_or(text).to_owned())
 }
 
 #[cfg(test)]
@@ -144,6 +162,18 @@ mod tests {
 
     fn prompt(text: &str) -> Entry {
         Entry::Prompt(text.to_owned())
+    }
+
+    #[test]
+    fn a_paste_of_several_lines_ends_with_its_quotes() {
+        let q = QUOTES;
+        assert_eq!(
+            pasted(&format!("\nCount to\n10.{q}")).as_deref(),
+            Some("Count to\n10.")
+        );
+        assert_eq!(pasted(&format!("a\nb\n{q}")).as_deref(), Some("a\nb"));
+        assert_eq!(pasted(&format!("hi{q}")), None);
+        assert_eq!(pasted("\nCount to"), None);
     }
 
     #[test]
