@@ -4,7 +4,7 @@ use ktx_kernels::activation::add;
 use ktx_kernels::device::Device;
 use ktx_kernels::workspace::{Act, Workspace};
 
-use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::build::{BuildArgs, OpError, Operator};
 use crate::kwargs::NoKwargs;
 use crate::module::{
     Attention, Capacity, Ffn, Forward, KModule, KvLayout, KvSlot, Layer, Norm, Phase,
@@ -16,7 +16,6 @@ use crate::spec::Spec;
 /// `x += attention(norm(x)); x += ffn(norm(x))`.
 pub struct DecoderLayer {
     path: String,
-    placement: Placement,
     hidden_size: usize,
     input_norm: Box<dyn Norm>,
     attention: Box<dyn Attention>,
@@ -34,7 +33,6 @@ impl DecoderLayer {
         };
         Ok(Self {
             path: args.module.path.clone(),
-            placement: args.placement,
             hidden_size: spec.hidden_size,
             input_norm: args.norm("input_layernorm")?,
             attention: args.attention("self_attn")?,
@@ -55,7 +53,6 @@ impl KModule for DecoderLayer {
 
     /// The residual stream is where the attention is, whatever the rules say of the layer itself.
     fn device(&self, phase: Phase) -> Device {
-        let _ = self.placement;
         self.attention.device(phase)
     }
 

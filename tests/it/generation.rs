@@ -273,7 +273,7 @@ fn a_forced_thought_begins_the_answer() {
 }
 
 #[test]
-fn no_new_tokens_is_an_empty_answer() {
+fn no_new_tokens_is_an_empty_answer_and_an_empty_prompt_is_refused() {
     let engine = small();
     let mut session = engine.session();
     assert_eq!(
@@ -284,10 +284,11 @@ fn no_new_tokens_is_an_empty_answer() {
             .unwrap(),
         ""
     );
-    assert!(matches!(
-        session.complete("", &greedy(1)).map(drop),
-        Ok(()) | Err(EngineError::EmptyPrompt)
-    ));
+    let error = session
+        .generate(&[], &greedy(1))
+        .map(drop)
+        .expect_err("there is nothing to read");
+    assert!(matches!(error, EngineError::EmptyPrompt), "{error}");
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! All routed experts of a layer on the host, on the file's blocks in main memory.
 
 use ktx_kernels::device::Device;
-use ktx_kernels::linear::{Precision, WeightRows};
+use ktx_kernels::linear::WeightRows;
 use ktx_kernels::moe::{self, ExpertStack, MoeWeights, Routing};
 use ktx_kernels::workspace::Act;
 use serde::{Deserialize, Serialize};
 
 use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::kwargs::{KwargDoc, KwargSet};
-use crate::linear::kernel_error;
+use crate::linear::{Arithmetic, kernel_error};
 use crate::module::{Experts, Forward, KModule, Loader, Phase};
 use crate::register_operator;
 use crate::spec::{ExpertsSpec, Spec};
@@ -77,13 +77,6 @@ impl KwargSet for DeviceKwargs {
     }];
 }
 
-/// How the products take their activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Arithmetic {
-    AsEngine,
-    F32,
-}
-
 /// The routed experts of a layer: tokens grouped by expert, all in two parallel regions.
 pub struct HostExperts {
     path: String,
@@ -137,10 +130,7 @@ impl HostExperts {
             .weights
             .as_ref()
             .ok_or_else(|| error(&"its weights are not loaded"))?;
-        let precision = match self.arithmetic {
-            Arithmetic::AsEngine => cx.precision,
-            Arithmetic::F32 => Precision::F32,
-        };
+        let precision = self.arithmetic.precision(cx.precision);
         let separate = separate_rows(tensors, self.shapes()).map_err(|e| error(&e))?;
         let [gate, up, down] = std::array::from_fn(|i| {
             let (rows, cols) = self.shapes()[i];

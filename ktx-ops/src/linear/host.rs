@@ -2,10 +2,10 @@
 
 use ktx_gguf::Tensor;
 use ktx_kernels::device::Device;
-use ktx_kernels::linear::{Precision, WeightRows};
+use ktx_kernels::linear::WeightRows;
 use ktx_kernels::workspace::Act;
 
-use super::{kernel_error, multiply};
+use super::{Arithmetic, kernel_error, multiply};
 use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::kwargs::{KwargDoc, KwargSet, NoKwargs};
 use crate::module::{Forward, Holding, HostMatrix, KModule, Linear, Loader, Phase};
@@ -13,15 +13,6 @@ use crate::register_operator;
 use crate::spec::{LinearSource, LinearSpec, Spec};
 use crate::tree::Module;
 use crate::weights::{floats, matrix, optional, required};
-
-/// How a product takes its activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Arithmetic {
-    /// As the engine was told: 8 bits, or f32 for debugging.
-    AsEngine,
-    /// Always f32, on dequantised weights.
-    F32,
-}
 
 /// A product with a matrix of the file, in main memory, on the blocks as they are.
 pub struct HostLinear {
@@ -138,9 +129,7 @@ impl Linear for HostLinear {
 
     fn forward(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError> {
         let engine = cx.precision;
-        if self.arithmetic == Arithmetic::F32 {
-            cx.precision = Precision::F32;
-        }
+        cx.precision = self.arithmetic.precision(engine);
         let result = self
             .matrix()
             .and_then(|m| multiply(cx, self.path(), &[m], x, [out]));

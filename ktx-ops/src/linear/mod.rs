@@ -4,7 +4,7 @@ mod host;
 mod switch;
 
 use ktx_gguf::GgmlType;
-use ktx_kernels::linear::{WeightRows, matmul_many};
+use ktx_kernels::linear::{Precision, WeightRows, matmul_many};
 use ktx_kernels::workspace::Act;
 
 pub use host::HostLinear;
@@ -12,6 +12,25 @@ pub use switch::KTransformersLinear;
 
 use crate::build::OpError;
 use crate::module::{Forward, HostMatrix, Linear};
+
+/// How an operator's products take their activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arithmetic {
+    /// As the engine was told: 8 bits, or f32 for debugging.
+    AsEngine,
+    /// Always f32, on dequantised weights.
+    F32,
+}
+
+impl Arithmetic {
+    /// The precision, where the engine's is `engine`.
+    pub(crate) fn precision(self, engine: Precision) -> Precision {
+        match self {
+            Self::AsEngine => engine,
+            Self::F32 => Precision::F32,
+        }
+    }
+}
 
 /// The error of a kernel that refused its arguments.
 pub(crate) fn kernel_error(path: &str, error: impl std::fmt::Display) -> OpError {
