@@ -85,7 +85,10 @@ impl Conversation {
 
 /// The program on a terminal of its own, which `script` of util-linux makes; nothing where that is missing.
 fn on_terminal(arguments: &[&str]) -> Option<Conversation> {
-    let call = [&[env!("CARGO_BIN_EXE_ktx")], arguments].concat().join(" ");
+    // `exec`: a shell that waits for the program would get the Ctrl-C too, and some end with it.
+    let call = [&["exec", env!("CARGO_BIN_EXE_ktx")], arguments]
+        .concat()
+        .join(" ");
     let mut script = Command::new("script");
     script
         .args(["-qefc", &call, "/dev/null"])
