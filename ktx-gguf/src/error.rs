@@ -236,6 +236,38 @@ pub enum GgufError {
         /// What to do.
         hint: &'static str,
     },
+    /// The file does not hold a safetensors header.
+    #[error("{file} is not a safetensors file: {reason}; {hint}")]
+    NotSafetensors {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// What a safetensors header says of a tensor does not hold, or the tensor cannot be used as it is asked for.
+    #[error("{file}: tensor `{}` {reason}; {hint}", shown(tensor))]
+    SafetensorsTensor {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Several safetensors files do not make one set of tensors.
+    #[error("{file}: {reason}; {hint}")]
+    SafetensorsSet {
+        /// The index or the directory.
+        file: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// A metadata key that the caller needs is not there.
     #[error("{file}: the metadata key `{key}` is missing")]
     MissingKey {

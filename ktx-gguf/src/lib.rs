@@ -5,6 +5,8 @@
 //! constants that go with them, and [`dequantize_row`] is the reference that faster kernels are tested against.
 //! [`GgufWriter`], [`quantize_row`] and [`random_blocks`] make models for tests and tools.
 //!
+//! [`safetensors`] reads the other format that weights come in, and [`fp8`] has its 8-bit floats.
+//!
 //! Shapes are in GGUF's order, row length first.
 //!
 //! ```
@@ -32,11 +34,13 @@ mod cursor;
 mod dequantize;
 mod error;
 mod file;
+pub mod fp8;
 mod header;
 mod limits;
 mod metadata;
 mod quantize;
 mod random;
+pub mod safetensors;
 mod split;
 mod storage;
 pub mod tables;
@@ -52,6 +56,7 @@ pub use header::TensorInfo;
 pub use metadata::Metadata;
 pub use quantize::quantize_row;
 pub use random::random_blocks;
+pub use safetensors::Safetensors;
 pub use tensor::Tensor;
 pub use types::GgmlType;
 pub use value::{Array, Value};

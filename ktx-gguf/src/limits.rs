@@ -32,5 +32,17 @@ pub(crate) const DIMENSIONS: u32 = 4;
 /// Alignment of tensor data, in bytes.
 pub(crate) const ALIGNMENT: u64 = 1 << 20;
 
+/// Bytes of a safetensors header; the format's own limit.
+pub(crate) const SAFETENSORS_HEADER_BYTES: u64 = 100_000_000;
+
+/// Dimensions of a tensor in a safetensors file, which sets no limit itself.
+pub(crate) const SAFETENSORS_DIMENSIONS: usize = 8;
+
+/// Bytes of an index of safetensors files. DeepSeek-V3's takes 9 MB.
+pub(crate) const SAFETENSORS_INDEX_BYTES: u64 = 128 << 20;
+
+/// Safetensors files of one model.
+pub(crate) const SAFETENSORS_FILES: usize = 4096;
+
 /// Parts of a split model; the naming scheme has five digits.
 pub(crate) const SPLIT_PARTS: u64 = 65_535;

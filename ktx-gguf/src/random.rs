@@ -57,7 +57,7 @@ fn set_scales(ty: GgmlType, block: &mut [u8], random: &mut SplitMix) {
             block.copy_from_slice(&half::bf16::from_f32(random.float(-1.0, 1.0)).to_le_bytes())
         }
         GgmlType::F64 => block.copy_from_slice(&f64::from(random.float(-1.0, 1.0)).to_le_bytes()),
-        GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 => {}
+        GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F8_E4M3 => {}
         GgmlType::Q4_0 => _ = half_at(0, 1.0 / 8.0),
         GgmlType::Q5_0 => _ = half_at(0, 1.0 / 16.0),
         GgmlType::Q4_1 | GgmlType::Q5_1 => {

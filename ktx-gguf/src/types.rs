@@ -4,7 +4,7 @@ use std::fmt;
 
 macro_rules! ggml_types {
     ($($(#[$doc:meta])* $variant:ident = $id:literal, $len:literal, $bytes:literal;)*) => {
-        /// Type of a tensor's elements, as numbered in GGUF files.
+        /// Type of a tensor's elements, as numbered in GGUF files, and one that only safetensors files hold.
         ///
         /// Elements are stored in blocks: [`GgmlType::block_len`] consecutive elements of a row take
         /// [`GgmlType::block_bytes`] bytes. Plain numbers are blocks of one element.
@@ -12,10 +12,13 @@ macro_rules! ggml_types {
         #[allow(non_camel_case_types, reason = "the names of the format")]
         pub enum GgmlType {
             $($(#[$doc])* $variant,)*
+            /// 8-bit floats (E4M3) with a scale for each block of 128 x 128, which is apart from the elements
+            /// ([`Tensor::scales`](crate::Tensor::scales)). From safetensors files: GGUF has no number for it.
+            F8_E4M3,
         }
 
         impl GgmlType {
-            /// Every type that this crate reads, in the order of their ids.
+            /// Every type that GGUF files hold, in the order of their ids.
             pub const ALL: &[GgmlType] = &[$(GgmlType::$variant,)*];
 
             /// The type with this number in a GGUF file; `None` when it is not supported.
@@ -26,10 +29,11 @@ macro_rules! ggml_types {
                 }
             }
 
-            /// The type's number in a GGUF file.
+            /// The type's number in a GGUF file; `u32::MAX`, which is none, for one that GGUF does not have.
             pub const fn id(self) -> u32 {
                 match self {
                     $(GgmlType::$variant => $id,)*
+                    GgmlType::F8_E4M3 => u32::MAX,
                 }
             }
 
@@ -37,6 +41,7 @@ macro_rules! ggml_types {
             pub const fn name(self) -> &'static str {
                 match self {
                     $(GgmlType::$variant => stringify!($variant),)*
+                    GgmlType::F8_E4M3 => "F8_E4M3",
                 }
             }
 
@@ -44,6 +49,7 @@ macro_rules! ggml_types {
             pub const fn block_len(self) -> usize {
                 match self {
                     $(GgmlType::$variant => $len,)*
+                    GgmlType::F8_E4M3 => 1,
                 }
             }
 
@@ -51,6 +57,7 @@ macro_rules! ggml_types {
             pub const fn block_bytes(self) -> usize {
                 match self {
                     $(GgmlType::$variant => $bytes,)*
+                    GgmlType::F8_E4M3 => 1,
                 }
             }
         }

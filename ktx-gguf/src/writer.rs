@@ -113,6 +113,9 @@ impl GgufWriter {
             reason: reason.to_owned(),
         };
         let expected = shape_bytes(name, ty, shape)?;
+        if GgmlType::from_id(ty.id()).is_none() {
+            return Err(invalid("GGUF has no such type"));
+        }
         if shape.contains(&0) {
             return Err(invalid("a dimension is zero"));
         }

@@ -65,6 +65,15 @@ pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(),
         GgmlType::TQ1_0 => row::<blocks::BlockTQ1_0>(bytes, out),
         GgmlType::TQ2_0 => row::<blocks::BlockTQ2_0>(bytes, out),
         GgmlType::MXFP4 => row::<blocks::BlockMXFP4>(bytes, out),
+        GgmlType::F8_E4M3 => {
+            return Err(GgufError::InvalidShape {
+                name: "row to dequantise".to_owned(),
+                ty,
+                shape: vec![out.len()],
+                reason: "its scales are apart from its elements; use the tensor's `to_f32`"
+                    .to_owned(),
+            });
+        }
     }
     Ok(())
 }

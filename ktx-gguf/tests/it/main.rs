@@ -7,5 +7,7 @@ mod metadata;
 mod open;
 mod properties;
 mod raw;
+mod safetensors;
+mod safetensors_attacks;
 mod split;
 mod tensor;
