@@ -5,6 +5,8 @@
 //! few of them are borrowed together through [`Workspace::views`], which checks that nothing that is
 //! written overlaps anything else. A place is the same on every call with the same number of tokens.
 
+use std::collections::BTreeMap;
+
 use crate::device::Device;
 use ktx_gguf::GgmlType;
 
@@ -147,9 +149,19 @@ impl TypeSet {
     }
 }
 
+/// What was copied from one device to another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Transfers {
+    /// Number of copies.
+    pub count: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
+}
+
 /// The activations' memory of one engine, one stack per device.
 pub struct Workspace {
     stacks: Vec<Stack>,
+    transfers: BTreeMap<(Device, Device), Transfers>,
     prepared: Option<Prepared>,
     activations: Activations,
 }
@@ -189,6 +201,7 @@ impl Workspace {
         };
         Ok(Self {
             stacks: devices.iter().map(stack).collect::<Result<_, _>>()?,
+            transfers: BTreeMap::new(),
             prepared: None,
             activations: Activations::default(),
         })
@@ -313,6 +326,29 @@ impl Workspace {
             let ([x], [y]) = self.views([from], [to]);
             y.copy_from_slice(x);
         }
+        if from.device != to.device {
+            let moved = self.transfers.entry((from.device, to.device)).or_default();
+            moved.count += 1;
+            moved.bytes += (from.len() * size_of::<f32>()) as u64;
+        }
+    }
+
+    /// The same values on another device: a copy where it differs, the handle itself where not.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Exhausted`] if there is no room for the copy.
+    pub fn moved(&mut self, x: Act, device: Device) -> Result<Act, WorkspaceError> {
+        if x.device == device {
+            return Ok(x);
+        }
+        let there = self.alloc(device, x.rows, x.cols)?;
+        self.copy(x, there);
+        Ok(there)
+    }
+
+    /// What was copied between devices so far, by where from and where to.
+    pub fn transfers(&self) -> &BTreeMap<(Device, Device), Transfers> {
+        &self.transfers
     }
 
     /// The activations of `x` as products with weights of these types take them, quantised once
@@ -439,5 +475,17 @@ mod tests {
         ws.write(a).copy_from_slice(&[1.0, 2.0, 3.0]);
         ws.copy(a, b);
         assert_eq!(ws.read(b), [1.0, 2.0, 3.0]);
+        let once = Transfers {
+            count: 1,
+            bytes: 12,
+        };
+        assert_eq!(
+            ws.transfers(),
+            &BTreeMap::from([((Device::CPU, second), once)])
+        );
+        assert_eq!(ws.moved(b, second), Ok(b));
+        let back = ws.moved(b, Device::CPU).unwrap();
+        assert_eq!(ws.read(back), [1.0, 2.0, 3.0]);
+        assert_eq!(ws.transfers()[&(second, Device::CPU)], once);
     }
 }

@@ -40,8 +40,8 @@ pub use build::{BuildArgs, Children, OpError, Operator, Placement, WeightStore};
 pub use defaults::default_class;
 pub use kwargs::{KwargDoc, KwargError, KwargInfo, KwargSet, Kwargs, Location, NoKwargs};
 pub use module::{
-    Attention, Batch, Capacity, Embedding, Experts, Ffn, Forward, Gate, KModule, Layer, Linear,
-    LoadProgress, Loader, Model, Norm, Observer, Phase, Rope, load_all,
+    Attention, Batch, Capacity, Embedding, Experts, Ffn, Forward, Gate, KModule, Layer, Layerwise,
+    Linear, LoadProgress, LoadScope, Loader, Model, Norm, Observer, Phase, Rope, load_all,
 };
 pub use registry::{DuplicateOperator, Needs, OperatorEntry, Registry, registry, try_registry};
 pub use spec::Spec;

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::kwargs::{KwargDoc, KwargSet};
 use crate::module::{
-    Capacity, Embedding, Forward, KModule, KvLayout, KvSlot, Layer, Model, Norm, Phase,
-    largest_scratch,
+    Capacity, Embedding, Forward, KModule, KvLayout, KvSlot, Layer, Layerwise, LoadScope, Loader,
+    Model, Norm, Phase, largest_scratch, load_all, unload_prompt_operators,
 };
 use crate::register_operator;
 use crate::spec::Spec;
@@ -33,13 +33,15 @@ impl KwargSet for ModelKwargs {
         },
         KwargDoc {
             name: "per_layer_prefill_intput_threshold",
-            doc: "prompts longer than this are read layer by layer; 0 or null: never",
-            ignored: Some("weights are read in place and never need to be moved layer by layer"),
+            doc: "prompts of more tokens are read layer by layer, with the weights of `prefill_op`s loaded \
+                  for one layer at a time, and shorter ones by `generate_op`s; 0 or null: every prompt \
+                  is read by `prefill_op`s, which stay loaded",
+            ignored: None,
         },
         KwargDoc {
             name: "transfer_map",
             doc: "{layer index: device}: before that layer the hidden state moves there",
-            ignored: Some("the hidden state follows the devices of the layers' attentions"),
+            ignored: None,
         },
     ];
 }
@@ -49,6 +51,10 @@ pub struct LayerStack {
     path: String,
     placement: Placement,
     hidden_size: usize,
+    /// Prompts of more tokens are read layer by layer.
+    layerwise_above: Option<usize>,
+    /// Where the hidden state moves before a layer.
+    transfer_map: BTreeMap<usize, Device>,
     embedding: Box<dyn Embedding>,
     layers: Vec<Box<dyn Layer>>,
     norm: Box<dyn Norm>,
@@ -62,7 +68,9 @@ impl LayerStack {
         let Spec::Model(spec) = args.spec().clone() else {
             return Err(args.unfit("a model's stack of layers"));
         };
-        args.kwargs::<ModelKwargs>()?;
+        let kwargs = args.kwargs::<ModelKwargs>()?;
+        let transfer_map = transfers(args, kwargs.transfer_map.unwrap_or_default())?;
+        let threshold = kwargs.per_layer_prefill_intput_threshold.unwrap_or(0);
         let Some(Operator::Container(mut list)) = args.children.take("layers") else {
             return Err(args.error("it has no list of layers"));
         };
@@ -82,10 +90,21 @@ impl LayerStack {
             path: args.module.path.clone(),
             placement: args.placement,
             hidden_size: spec.hidden_size,
+            layerwise_above: (threshold > 0).then(|| threshold.try_into().unwrap_or(usize::MAX)),
+            transfer_map,
             embedding: args.embedding("embed_tokens")?,
             layers,
             norm: args.norm("norm")?,
         })
+    }
+
+    /// The hidden state where a layer wants it.
+    fn arrive(&self, cx: &mut Forward<'_>, layer: usize, hidden: Act) -> Result<Act, OpError> {
+        let hidden = match self.transfer_map.get(&layer) {
+            Some(device) => cx.moved(hidden, *device)?,
+            None => hidden,
+        };
+        cx.moved(hidden, self.layers[layer].device(cx.phase))
     }
 
     /// Copies the wanted rows of `hidden` to `out`.
@@ -132,7 +151,7 @@ impl KModule for LayerStack {
     }
 
     fn scratch(&self, capacity: Capacity) -> usize {
-        2 * Workspace::values_for(capacity.tokens, self.hidden_size)
+        3 * Workspace::values_for(capacity.tokens, self.hidden_size)
             + largest_scratch(self.children(), capacity)
     }
 }
@@ -149,10 +168,61 @@ impl Model for LayerStack {
             self.embedding.forward(cx, embedded)?;
             let mut hidden = embedded;
             for (i, layer) in self.layers.iter().enumerate() {
-                hidden = moved(cx, hidden, layer.device(cx.phase))?;
+                hidden = self.arrive(cx, i, hidden)?;
                 layer.forward(cx, KvSlot(i), hidden)?;
             }
-            let hidden = moved(cx, hidden, out.device())?;
+            self.norm(cx, hidden, out)
+        })
+    }
+
+    fn layerwise(&self) -> Option<&dyn Layerwise> {
+        self.layerwise_above.map(|_| self as &dyn Layerwise)
+    }
+
+    fn layerwise_mut(&mut self) -> Option<&mut dyn Layerwise> {
+        self.layerwise_above.map(|_| self as &mut dyn Layerwise)
+    }
+}
+
+impl Layerwise for LayerStack {
+    fn threshold(&self) -> usize {
+        self.layerwise_above.unwrap_or(usize::MAX)
+    }
+
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn enter(&mut self, layer: usize, loader: &mut Loader<'_>) -> Result<(), OpError> {
+        load_all(self.layers[layer].as_mut(), LoadScope::Prompt, loader)
+    }
+
+    fn leave(&mut self, layer: usize) {
+        unload_prompt_operators(self.layers[layer].as_mut());
+    }
+
+    fn embed(&self, cx: &mut Forward<'_>, hidden: Act) -> Result<(), OpError> {
+        cx.scoped(|cx| {
+            let device = self.embedding.device(cx.phase);
+            let embedded = cx.alloc(device, hidden.rows(), hidden.cols())?;
+            self.embedding.forward(cx, embedded)?;
+            cx.workspace.copy(embedded, hidden);
+            Ok(())
+        })
+    }
+
+    fn layer(&self, cx: &mut Forward<'_>, layer: usize, hidden: Act) -> Result<(), OpError> {
+        cx.scoped(|cx| {
+            let there = self.arrive(cx, layer, hidden)?;
+            self.layers[layer].forward(cx, KvSlot(layer), there)?;
+            cx.workspace.copy(there, hidden);
+            Ok(())
+        })
+    }
+
+    fn norm(&self, cx: &mut Forward<'_>, hidden: Act, out: Act) -> Result<(), OpError> {
+        cx.scoped(|cx| {
+            let hidden = cx.moved(hidden, out.device())?;
             Self::gather(cx, hidden, out);
             self.norm.forward(cx, out, out)?;
             cx.observe(&self.path, "final_norm", out);
@@ -161,14 +231,17 @@ impl Model for LayerStack {
     }
 }
 
-/// The same rows on another device: a copy where it differs.
-fn moved(cx: &mut Forward<'_>, x: Act, device: Device) -> Result<Act, OpError> {
-    if x.device() == device {
-        return Ok(x);
-    }
-    let there = cx.alloc(device, x.rows(), x.cols())?;
-    cx.workspace.copy(x, there);
-    Ok(there)
+/// The devices of a transfer map.
+fn transfers(
+    args: &BuildArgs<'_>,
+    map: BTreeMap<usize, String>,
+) -> Result<BTreeMap<usize, Device>, OpError> {
+    map.into_iter()
+        .map(|(layer, name)| match name.parse() {
+            Ok(device) => Ok((layer, device)),
+            Err(e) => Err(args.error(format!("`transfer_map`, layer {layer}: {e}"))),
+        })
+        .collect()
 }
 
 fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {

@@ -91,8 +91,11 @@ pub trait Observer {
 
 /// All that a forward call works with.
 pub struct Forward<'a> {
-    /// Prompt or generation.
+    /// Which operators run where a module has one for each phase, and on which of its devices.
     pub phase: Phase,
+    /// Whether prompts are read. That is so in a prefill, and where a prompt is too short for a model
+    /// that reads only long ones with the operators of that phase.
+    pub prompt: bool,
     /// How matrix products take their activations.
     pub precision: Precision,
     /// The tokens.
@@ -117,6 +120,11 @@ impl Forward<'_> {
         if let Some(observer) = &mut self.observer {
             observer.observe(path, what, self.workspace.read(act), act.cols());
         }
+    }
+
+    /// The same values on another device: a copy in the workspace where it differs.
+    pub fn moved(&mut self, x: Act, device: Device) -> Result<Act, OpError> {
+        Ok(self.workspace.moved(x, device)?)
     }
 
     /// Takes `[rows, cols]` of the workspace.
@@ -247,6 +255,15 @@ pub trait KModule: Send + Sync {
         Vec::new()
     }
 
+    /// Operators in it that only prompts use, which are no children: they are loaded with it, or
+    /// while a prompt is read layer by layer.
+    fn prompt_operators(&mut self) -> Vec<&mut dyn KModule> {
+        Vec::new()
+    }
+
+    /// Gives back its own weights and what it made of them; [`load`](Self::load) takes them again.
+    fn unload(&mut self) {}
+
     /// Takes its own weights; its children are loaded by the caller.
     fn load(&mut self, loader: &mut Loader<'_>) -> Result<(), OpError> {
         let _ = loader;
@@ -265,13 +282,50 @@ pub trait KModule: Send + Sync {
     }
 }
 
+/// What is loaded of a module that has operators for prompts alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadScope {
+    /// All of it.
+    All,
+    /// What generation needs.
+    Generation,
+    /// The operators for prompts.
+    Prompt,
+}
+
 /// Loads a module and all below it.
-pub fn load_all(module: &mut dyn KModule, loader: &mut Loader<'_>) -> Result<(), OpError> {
-    module.load(loader)?;
+pub fn load_all(
+    module: &mut dyn KModule,
+    scope: LoadScope,
+    loader: &mut Loader<'_>,
+) -> Result<(), OpError> {
+    if scope != LoadScope::Prompt {
+        module.load(loader)?;
+    }
+    if scope != LoadScope::Generation {
+        for operator in module.prompt_operators() {
+            load_all(operator, LoadScope::All, loader)?;
+        }
+    }
     module
         .children_mut()
         .into_iter()
-        .try_for_each(|child| load_all(child, loader))
+        .try_for_each(|child| load_all(child, scope, loader))
+}
+
+/// Gives back the weights of the operators for prompts in a module and all below it.
+pub fn unload_prompt_operators(module: &mut dyn KModule) {
+    module.prompt_operators().into_iter().for_each(unload_all);
+    module
+        .children_mut()
+        .into_iter()
+        .for_each(unload_prompt_operators);
+}
+
+fn unload_all(module: &mut dyn KModule) {
+    module.unload();
+    module.prompt_operators().into_iter().for_each(unload_all);
+    module.children_mut().into_iter().for_each(unload_all);
 }
 
 /// The largest scratch of some modules that run one after the other.
@@ -387,6 +441,12 @@ pub trait Experts: KModule {
         out: Act,
     ) -> Result<(), OpError>;
 
+    /// Where the result lands before the block that asked for it takes it: `out` of a submit may
+    /// be there or where the experts are.
+    fn out_device(&self, phase: Phase) -> Device {
+        self.device(phase)
+    }
+
     /// Waits until `out` of the last submit is there.
     fn finish(&self, cx: &mut Forward<'_>, out: Act) -> Result<(), OpError>;
 }
@@ -406,10 +466,45 @@ pub trait Layer: KModule {
     fn forward(&self, cx: &mut Forward<'_>, slot: KvSlot, hidden: Act) -> Result<(), OpError>;
 }
 
+/// A model that can read a long prompt layer by layer: all chunks of it pass through one layer before
+/// the next one's operators for prompts are loaded.
+pub trait Layerwise {
+    /// Prompts of more tokens than this are read so, shorter ones with the operators of generation.
+    fn threshold(&self) -> usize;
+
+    /// Number of layers.
+    fn layers(&self) -> usize;
+
+    /// Loads what prompts need of a layer.
+    fn enter(&mut self, layer: usize, loader: &mut Loader<'_>) -> Result<(), OpError>;
+
+    /// Gives it back.
+    fn leave(&mut self, layer: usize);
+
+    /// The batch's embedded tokens to `hidden` `[rows, hidden]`.
+    fn embed(&self, cx: &mut Forward<'_>, hidden: Act) -> Result<(), OpError>;
+
+    /// One layer on `hidden` in place.
+    fn layer(&self, cx: &mut Forward<'_>, layer: usize, hidden: Act) -> Result<(), OpError>;
+
+    /// The normalised hidden states of the batch's output rows, `out` `[outputs, hidden]`.
+    fn norm(&self, cx: &mut Forward<'_>, hidden: Act, out: Act) -> Result<(), OpError>;
+}
+
 /// Embedding, layers and final norm.
 pub trait Model: KModule {
     /// What each layer's attention caches of a token, in order.
     fn kv_layouts(&self) -> Vec<KvLayout>;
+
+    /// How long prompts are read layer by layer, if they are.
+    fn layerwise(&self) -> Option<&dyn Layerwise> {
+        None
+    }
+
+    /// The same, to load and to give back.
+    fn layerwise_mut(&mut self) -> Option<&mut dyn Layerwise> {
+        None
+    }
 
     /// The batch to the normalised hidden states of its output rows, `out` `[outputs, hidden]`.
     fn forward(&self, cx: &mut Forward<'_>, out: Act) -> Result<(), OpError>;

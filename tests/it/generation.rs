@@ -7,7 +7,7 @@ use ktx_core::{
 
 use crate::run::{engine, load, pip};
 
-fn greedy(max_new_tokens: usize) -> GenerateOptions {
+pub fn greedy(max_new_tokens: usize) -> GenerateOptions {
     GenerateOptions {
         sampling: SamplingParams::greedy(),
         max_new_tokens,

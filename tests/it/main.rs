@@ -1,5 +1,6 @@
 //! The engine on real and on tiny models, against references that share no code with it.
 
+mod devices;
 mod generation;
 mod goldens;
 mod naive;

@@ -19,7 +19,7 @@ use crate::chat::ChatTemplate;
 use crate::error::EngineError;
 use crate::inject::{InjectReport, inject};
 use crate::memory::{Bytes, MemoryEstimate, ModuleWeights, available_host_memory, module_weights};
-use crate::plan::{CheckMode, CheckReport, Plan, check, plan, require_devices};
+use crate::plan::{CheckMode, CheckReport, Plan, check, named_devices, plan, require_devices};
 use crate::rules::{RuleSet, preset_for, presets};
 use crate::tokenizer::Tokenizer;
 
@@ -372,7 +372,9 @@ impl PlannedModel {
         // Sizes are trusted only after all tensors were seen to have them.
         self.module_weights()?;
         let (children, report) = inject(&self.description.tree, &self.plan, &self.gguf)?;
-        let parts = runtime::Parts::new(children, &report, &self.settings, &self.description)?;
+        let named = named_devices(&self.plan, try_registry()?)?;
+        let parts =
+            runtime::Parts::new(children, &report, named, &self.settings, &self.description)?;
         Ok((parts, report))
     }
 
@@ -412,7 +414,7 @@ impl PlannedModel {
             parts,
             &self.settings,
             ThreadPool::new(threads),
-            &self.gguf,
+            Arc::new(self.gguf),
             progress,
         )?;
         Ok(Engine {

@@ -3,8 +3,11 @@
 mod builder;
 mod runtime;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use ktx_kernels::device::Device;
+use ktx_kernels::workspace::Transfers;
 use ktx_models::ModelDescription;
 
 pub use builder::{DeviceMapping, EngineBuilder, MemoryCheck, PlannedModel, Rules, Settings};
@@ -78,6 +81,14 @@ impl Engine {
     /// Why it has none, or one that cannot be used.
     pub fn template(&self) -> Result<&ChatTemplate, &crate::chat::ChatError> {
         self.inner.template.as_ref()
+    }
+
+    /// What was copied between devices since it was loaded, by where from and where to.
+    ///
+    /// # Errors
+    /// [`EngineError::Poisoned`] after a panic in a step.
+    pub fn transfers(&self) -> Result<BTreeMap<(Device, Device), Transfers>, EngineError> {
+        Ok(self.inner.runtime()?.transfers())
     }
 
     /// The settings that it was made with, defaults filled in.

@@ -1,19 +1,19 @@
 //! What runs: the model's operators, the memory they work in, and one step of the loop.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use ktx_gguf::Gguf;
 use ktx_kernels::device::Device;
 use ktx_kernels::kv::{KvType, LayerKv, PAGE_TOKENS, PageId, SequenceKv};
 use ktx_kernels::linear::Precision;
 use ktx_kernels::moe::MoeScratch;
 use ktx_kernels::pool::ThreadPool;
-use ktx_kernels::workspace::Workspace;
+use ktx_kernels::workspace::{Act, Transfers, Workspace, WorkspaceError};
 use ktx_models::ModelDescription;
 use ktx_ops::module::KvLayout;
 use ktx_ops::{
-    Batch, Capacity, Children, Forward, KModule, Linear, LoadProgress, Loader, Model, Observer,
-    OpError, Operator, Phase, load_all,
+    Batch, Capacity, Children, Forward, KModule, Layerwise, Linear, LoadProgress, LoadScope,
+    Loader, Model, Observer, OpError, Operator, Phase, WeightStore, load_all,
 };
 
 use super::Settings;
@@ -30,13 +30,13 @@ pub(crate) struct Parts {
     layouts: Vec<KvLayout>,
     devices: Vec<Device>,
     workspace_values: usize,
-    hidden_size: usize,
 }
 
 impl Parts {
     pub(crate) fn new(
         mut children: Children,
         report: &InjectReport,
+        named: BTreeSet<Device>,
         settings: &Settings,
         description: &ModelDescription,
     ) -> Result<Self, EngineError> {
@@ -45,7 +45,7 @@ impl Parts {
             child: child.to_owned(),
             role,
         };
-        let devices = devices(report);
+        let devices = devices(report, named);
         if devices.len() > Workspace::MAX_DEVICES {
             let range = "rules may name 16 devices at most";
             return Err(EngineError::Setting {
@@ -66,7 +66,9 @@ impl Parts {
             threads: settings.threads,
         };
         let values = Workspace::values_for;
-        let workspace_values = values(capacity.tokens, description.hidden_size)
+        // The second is the hidden state of a prompt that is read layer by layer.
+        let states = 1 + usize::from(model.layerwise().is_some());
+        let workspace_values = states * values(capacity.tokens, description.hidden_size)
             + values(LOGIT_ROWS, head.out_features())
             + model.scratch(capacity).max(head.scratch(capacity));
         Ok(Self {
@@ -75,7 +77,6 @@ impl Parts {
             model,
             head,
             workspace_values,
-            hidden_size: description.hidden_size,
         })
     }
 
@@ -99,13 +100,19 @@ impl Parts {
     }
 }
 
-/// All devices that a module runs on, in either phase; the host's is one of them always.
-fn devices(report: &InjectReport) -> Vec<Device> {
+/// All devices that a module runs on, in either phase, or that rules name besides; the host's is one
+/// of them always.
+fn devices(report: &InjectReport, named: BTreeSet<Device>) -> Vec<Device> {
     let placed = report
         .modules
         .iter()
         .flat_map(|m| [m.placement.prefill, m.placement.generate]);
-    let all: BTreeSet<Device> = placed.chain([Device::CPU]).collect();
+    // Required devices are there; what is left names the place of a container, which holds nothing.
+    let all: BTreeSet<Device> = placed
+        .chain(named)
+        .chain([Device::CPU])
+        .filter(|device| device.is_cpu())
+        .collect();
     all.into_iter().collect()
 }
 
@@ -118,13 +125,13 @@ pub(crate) fn pages_for(tokens: usize) -> usize {
 pub(crate) struct Runtime {
     model: Box<dyn Model>,
     head: Box<dyn Linear>,
-    hidden_size: usize,
     precision: Precision,
     workspace: Workspace,
     kv: Vec<LayerKv>,
     free_pages: Vec<PageId>,
     moe: MoeScratch,
     pool: ThreadPool,
+    store: Arc<dyn WeightStore>,
 }
 
 impl Runtime {
@@ -132,14 +139,19 @@ impl Runtime {
         mut parts: Parts,
         settings: &Settings,
         pool: ThreadPool,
-        gguf: &Gguf,
+        store: Arc<dyn WeightStore>,
         progress: &mut dyn FnMut(LoadProgress) -> bool,
     ) -> Result<Self, EngineError> {
-        let mut loader = Loader::new(gguf, progress);
+        let mut loader = Loader::new(store.as_ref(), progress);
+        let scope = match parts.model.layerwise() {
+            Some(_) => LoadScope::Generation,
+            None => LoadScope::All,
+        };
         let (model, head): (&mut dyn KModule, &mut dyn KModule) =
             (parts.model.as_mut(), parts.head.as_mut());
-        load_all(model, &mut loader)?;
-        load_all(head, &mut loader)?;
+        load_all(model, scope, &mut loader)?;
+        // The head is no layer of a prompt that is read layer by layer: it stays.
+        load_all(head, LoadScope::All, &mut loader)?;
         let pages = pages_for(settings.context) * settings.sessions;
         let kv = parts
             .layouts
@@ -147,7 +159,6 @@ impl Runtime {
             .map(|layout| LayerKv::new(settings.kv_type, layout.k_width, layout.v_width, pages))
             .collect::<Result<_, _>>()?;
         Ok(Self {
-            hidden_size: parts.hidden_size,
             precision: settings.precision,
             workspace: Workspace::new(&parts.devices, parts.workspace_values)
                 .map_err(OpError::from)?,
@@ -155,6 +166,7 @@ impl Runtime {
             free_pages: (0..pages as u32).rev().map(PageId).collect(),
             moe: MoeScratch::default(),
             pool,
+            store,
             model: parts.model,
             head: parts.head,
         })
@@ -170,6 +182,16 @@ impl Runtime {
         self.free_pages.extend(pages);
     }
 
+    /// Prompts of more tokens than this are read layer by layer.
+    pub(crate) fn layerwise_above(&self) -> Option<usize> {
+        self.model.layerwise().map(Layerwise::threshold)
+    }
+
+    /// What was copied between devices so far.
+    pub(crate) fn transfers(&self) -> BTreeMap<(Device, Device), Transfers> {
+        self.workspace.transfers().clone()
+    }
+
     /// One forward call: writes the batch's tokens to the cache and hands the logits `[vocab]` of
     /// each of its output rows to `on_logits`, in order.
     pub(crate) fn step(
@@ -178,6 +200,134 @@ impl Runtime {
         phase: Phase,
         observer: Option<&mut dyn Observer>,
         on_logits: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<(), EngineError> {
+        // A model that reads long prompts layer by layer reads short ones as it generates.
+        let operators = match self.model.layerwise() {
+            Some(_) => Phase::Generate,
+            None => phase,
+        };
+        let prompt = phase == Phase::Prefill;
+        self.with(batch, operators, prompt, observer, |cx, model, head| {
+            let hidden = cx.alloc(
+                head.device(operators),
+                batch.outputs.len(),
+                head.in_features(),
+            )?;
+            model.forward(cx, hidden)?;
+            logits(cx, head, hidden, on_logits)
+        })
+    }
+
+    /// Reads the chunks of one long prompt, in their order, layer by layer: each layer's operators for
+    /// prompts are loaded while all chunks pass through it. Hands out logits as [`step`](Self::step)
+    /// does. Says whether it went to the end: `cancelled` is asked between two chunks.
+    pub(crate) fn read_layerwise(
+        &mut self,
+        chunks: &[Batch],
+        cancelled: &dyn Fn() -> bool,
+        on_logits: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<bool, EngineError> {
+        let layers = self.model.layerwise().map_or(0, Layerwise::layers);
+        let width = self.head.in_features();
+        let mut states = Vec::new();
+        for chunk in chunks {
+            let values = chunk.rows() * width;
+            let mut state = Vec::new();
+            state.try_reserve_exact(values).map_err(|_| {
+                OpError::Workspace(WorkspaceError::OutOfMemory {
+                    device: Device::CPU,
+                    values,
+                })
+            })?;
+            state.resize(values, 0.0);
+            self.on_chunk(chunk, &mut state, |cx, model, _, hidden| {
+                Ok(model.embed(cx, hidden)?)
+            })?;
+            states.push(state);
+        }
+        for layer in 0..layers {
+            if cancelled() {
+                return Ok(false);
+            }
+            self.enter(layer)?;
+            let passed = self.pass(layer, chunks, &mut states, cancelled);
+            if let Some(model) = self.model.layerwise_mut() {
+                model.leave(layer);
+            }
+            if !passed? {
+                return Ok(false);
+            }
+        }
+        for (chunk, state) in chunks.iter().zip(&mut states) {
+            if chunk.outputs.is_empty() {
+                continue;
+            }
+            self.on_chunk(chunk, state, |cx, model, head, hidden| {
+                let outputs = chunk.outputs.len();
+                let out = cx.alloc(head.device(Phase::Prefill), outputs, width)?;
+                model.norm(cx, hidden, out)?;
+                logits(cx, head, out, on_logits)
+            })?;
+        }
+        Ok(true)
+    }
+
+    fn enter(&mut self, layer: usize) -> Result<(), EngineError> {
+        let mut progress = |_| true;
+        let mut loader = Loader::new(self.store.as_ref(), &mut progress);
+        match self.model.layerwise_mut() {
+            Some(model) => Ok(model.enter(layer, &mut loader)?),
+            None => Ok(()),
+        }
+    }
+
+    /// All chunks through one layer.
+    fn pass(
+        &mut self,
+        layer: usize,
+        chunks: &[Batch],
+        states: &mut [Vec<f32>],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<bool, EngineError> {
+        for (chunk, state) in chunks.iter().zip(states) {
+            if cancelled() {
+                return Ok(false);
+            }
+            self.on_chunk(chunk, state, |cx, model, _, hidden| {
+                Ok(model.layer(cx, layer, hidden)?)
+            })?;
+        }
+        Ok(true)
+    }
+
+    /// Runs `body` on a chunk's hidden state, which is kept outside of the workspace.
+    fn on_chunk(
+        &mut self,
+        chunk: &Batch,
+        state: &mut [f32],
+        body: impl FnOnce(&mut Forward<'_>, &dyn Layerwise, &dyn Linear, Act) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        self.with(chunk, Phase::Prefill, true, None, |cx, model, head| {
+            let Some(model) = model.layerwise() else {
+                return Ok(());
+            };
+            let device = head.device(Phase::Prefill);
+            let hidden = cx.alloc(device, chunk.rows(), head.in_features())?;
+            cx.workspace.write(hidden).copy_from_slice(state);
+            body(cx, model, head, hidden)?;
+            state.copy_from_slice(cx.workspace.read(hidden));
+            Ok(())
+        })
+    }
+
+    /// Runs `body` with an empty workspace on a batch.
+    fn with(
+        &mut self,
+        batch: &Batch,
+        phase: Phase,
+        prompt: bool,
+        observer: Option<&mut dyn Observer>,
+        body: impl FnOnce(&mut Forward<'_>, &dyn Model, &dyn Linear) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         let sequences: Vec<SequenceKv<'_>> = batch
             .sequences
@@ -191,6 +341,7 @@ impl Runtime {
         self.workspace.reset();
         let mut cx = Forward {
             phase,
+            prompt,
             precision: self.precision,
             batch,
             sequences: &sequences,
@@ -204,22 +355,28 @@ impl Runtime {
                 None => None,
             },
         };
-        let outputs = batch.outputs.len();
-        let hidden = cx.alloc(self.head.device(phase), outputs, self.hidden_size)?;
-        self.model.forward(&mut cx, hidden)?;
-        let vocab = self.head.out_features();
-        for first in (0..outputs).step_by(LOGIT_ROWS) {
-            let rows = LOGIT_ROWS.min(outputs - first);
-            let mark = cx.workspace.mark();
-            let logits = cx.alloc(hidden.device(), rows, vocab)?;
-            self.head
-                .forward(&mut cx, hidden.row_range(first, rows), logits)?;
-            cx.workspace
-                .write(logits)
-                .chunks_exact_mut(vocab)
-                .for_each(&mut *on_logits);
-            cx.workspace.release(&mark);
-        }
-        Ok(())
+        body(&mut cx, self.model.as_ref(), self.head.as_ref())
     }
+}
+
+/// The head's logits of normalised hidden states `[outputs, hidden]`, a few rows at a time.
+fn logits(
+    cx: &mut Forward<'_>,
+    head: &dyn Linear,
+    hidden: Act,
+    on_logits: &mut dyn FnMut(&mut [f32]),
+) -> Result<(), EngineError> {
+    let vocab = head.out_features();
+    for first in (0..hidden.rows()).step_by(LOGIT_ROWS) {
+        let rows = LOGIT_ROWS.min(hidden.rows() - first);
+        let mark = cx.workspace.mark();
+        let logits = cx.alloc(hidden.device(), rows, vocab)?;
+        head.forward(cx, hidden.row_range(first, rows), logits)?;
+        cx.workspace
+            .write(logits)
+            .chunks_exact_mut(vocab)
+            .for_each(&mut *on_logits);
+        cx.workspace.release(&mark);
+    }
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! The devices that a plan names: reading them, requiring them, mapping them to the CPU.
 
+use std::collections::BTreeSet;
+
 use ktx_kernels::device::{Device, DeviceKind};
 use ktx_ops::kwargs::Kwarg;
 use ktx_ops::{Location, OperatorEntry, Placement, Registry, Role};
@@ -318,6 +320,25 @@ fn devices(
         }
     }
     Ok(found)
+}
+
+/// All devices that a plan names.
+///
+/// # Errors
+/// If a value is no device.
+pub(crate) fn named_devices(
+    plan: &Plan,
+    registry: &Registry,
+) -> Result<BTreeSet<Device>, DeviceError> {
+    let mut all = BTreeSet::new();
+    for entry in &plan.entries {
+        all.extend(
+            devices(plan, entry, registry)?
+                .into_iter()
+                .map(|(device, _)| device),
+        );
+    }
+    Ok(all)
 }
 
 fn missing_device(

@@ -23,6 +23,7 @@ use crate::rules::{
 };
 
 pub use check::{CheckMode, CheckReport, check};
+pub(crate) use devices::named_devices;
 pub use devices::{DeviceError, require_devices};
 pub use diff::{PlanChange, PlanSide, plan_diff};
 pub use problem::Problem;

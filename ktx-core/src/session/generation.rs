@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ktx_ops::Phase;
 
-use super::{GenerateOptions, Session};
+use super::{GenerateOptions, Outputs, Session};
 use crate::chat::Message;
 use crate::error::EngineError;
 use crate::sampling::Sampler;
@@ -148,23 +148,17 @@ impl<'s> Generation<'s> {
     fn prefill(&mut self) -> Result<ControlFlow<()>, EngineError> {
         let begin = Instant::now();
         let prompt = std::mem::take(&mut self.prompt);
-        let chunk = self.session.engine.settings.chunk_size;
-        let last = prompt.len().div_ceil(chunk).saturating_sub(1);
-        for (i, part) in prompt.chunks(chunk).enumerate() {
-            if self.session.cancel.is_cancelled() {
-                self.finish(FinishReason::Cancelled);
-                return Ok(ControlFlow::Break(()));
-            }
-            let outputs = if i == last {
-                part.len() - 1..part.len()
-            } else {
-                0..0
-            };
-            let logits = &mut self.logits;
-            self.session
-                .step(part, Phase::Prefill, outputs, None, &mut |row| {
-                    copy(logits, row)
-                })?;
+        let cancel = self.session.cancel.clone();
+        let logits = &mut self.logits;
+        let whole = self.session.prefill(
+            &prompt,
+            Outputs::Last,
+            &|| cancel.is_cancelled(),
+            &mut |row| copy(logits, row),
+        )?;
+        if !whole {
+            self.finish(FinishReason::Cancelled);
+            return Ok(ControlFlow::Break(()));
         }
         self.statistics.prompt_time = begin.elapsed();
         Ok(ControlFlow::Continue(()))

@@ -79,6 +79,19 @@ pub enum Outputs {
     From(usize),
 }
 
+impl Outputs {
+    /// The wanted rows of the chunk that begins at `start` of `all` new tokens.
+    fn of_chunk(self, start: usize, tokens: usize, all: usize) -> std::ops::Range<usize> {
+        let first = match self {
+            Self::None => tokens,
+            Self::Last if start + tokens == all => tokens - 1,
+            Self::Last => tokens,
+            Self::From(first) => first.saturating_sub(start).min(tokens),
+        };
+        first..tokens
+    }
+}
+
 /// One text or conversation. What is in the cache stays there: the next turn reads only new tokens.
 pub struct Session {
     engine: Arc<Inner>,
@@ -305,18 +318,61 @@ impl Session {
         on_logits: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), EngineError> {
         self.check_length(tokens.len())?;
+        self.prefill(tokens, outputs, &|| false, on_logits)?;
+        Ok(())
+    }
+
+    /// Reads a prompt; says whether it went to the end. `cancelled` is asked between two chunks; what
+    /// was read by then stays in the cache.
+    fn prefill(
+        &mut self,
+        tokens: &[TokenId],
+        outputs: Outputs,
+        cancelled: &dyn Fn() -> bool,
+        on_logits: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<bool, EngineError> {
+        let above = self.engine.runtime()?.layerwise_above();
+        if above.is_some_and(|above| tokens.len() > above) {
+            return self.prefill_layerwise(tokens, outputs, cancelled, on_logits);
+        }
         let chunk = self.engine.settings.chunk_size;
         for (i, part) in tokens.chunks(chunk).enumerate() {
-            let start = i * chunk;
-            let wanted = match outputs {
-                Outputs::None => part.len(),
-                Outputs::Last if start + part.len() == tokens.len() => part.len() - 1,
-                Outputs::Last => part.len(),
-                Outputs::From(first) => first.saturating_sub(start).min(part.len()),
-            };
-            self.step(part, Phase::Prefill, wanted..part.len(), None, on_logits)?;
+            if cancelled() {
+                return Ok(false);
+            }
+            let wanted = outputs.of_chunk(i * chunk, part.len(), tokens.len());
+            self.step(part, Phase::Prefill, wanted, None, on_logits)?;
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Reads a prompt layer by layer; nothing of it is kept if it is cancelled.
+    fn prefill_layerwise(
+        &mut self,
+        tokens: &[TokenId],
+        outputs: Outputs,
+        cancelled: &dyn Fn() -> bool,
+        on_logits: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<bool, EngineError> {
+        let engine = Arc::clone(&self.engine);
+        let mut runtime = engine.runtime()?;
+        let past = self.tokens.len();
+        self.reserve(&mut runtime, past + tokens.len())?;
+        let chunk = engine.settings.chunk_size;
+        let mut chunks = Vec::new();
+        for (i, part) in tokens.chunks(chunk).enumerate() {
+            let start = i * chunk;
+            let mut batch = Batch::default();
+            batch.push(part.iter().map(|t| t.0), past + start, &self.pages);
+            let wanted = outputs.of_chunk(start, part.len(), tokens.len());
+            batch.outputs.extend(wanted);
+            chunks.push(batch);
+        }
+        let whole = runtime.read_layerwise(&chunks, cancelled, on_logits)?;
+        if whole {
+            self.tokens.extend_from_slice(tokens);
+        }
+        Ok(whole)
     }
 
     /// Reads tokens as one prompt chunk while `observer` watches what the modules compute; hands the

@@ -554,11 +554,10 @@ impl Attention for KDeepseekV2Attention {
                 spec.num_attention_heads * spec.v_head_dim,
             )?;
             self.project(cx, slot, x, q)?;
-            match cx.phase {
-                Phase::Prefill if !self.absorb_for_prefill => {
-                    self.unabsorbed(cx, slot, q, attended)?
-                }
-                _ => self.absorbed(cx, slot, q, attended)?,
+            if cx.prompt && !self.absorb_for_prefill {
+                self.unabsorbed(cx, slot, q, attended)?;
+            } else {
+                self.absorbed(cx, slot, q, attended)?;
             }
             self.o_proj.forward(cx, attended, out)
         })

@@ -49,8 +49,8 @@ impl KwargSet for HostKwargs {
     const DOCS: &'static [KwargDoc] = &[
         KwargDoc {
             name: "out_device",
-            doc: "where the result lands",
-            ignored: Some("the result goes to the device of the module that asked"),
+            doc: "where the result lands before the block that asked takes it; if not set, where the experts are",
+            ignored: None,
         },
         KwargDoc {
             name: "backend",
@@ -72,8 +72,8 @@ struct DeviceKwargs {
 impl KwargSet for DeviceKwargs {
     const DOCS: &'static [KwargDoc] = &[KwargDoc {
         name: "out_device",
-        doc: "where the result lands",
-        ignored: Some("the result goes to the device of the module that asked"),
+        doc: "where the result lands before the block that asked takes it; if not set, where the experts are",
+        ignored: None,
     }];
 }
 
@@ -84,6 +84,7 @@ pub struct HostExperts {
     placement: Placement,
     spec: ExpertsSpec,
     arithmetic: Arithmetic,
+    out_device: Option<Device>,
     weights: Option<[ExpertTensors; 3]>,
 }
 
@@ -96,7 +97,12 @@ impl HostExperts {
         args: &mut BuildArgs<'_>,
         class: &'static str,
         arithmetic: Arithmetic,
+        out_device: Option<String>,
     ) -> Result<Operator, OpError> {
+        let out_device = out_device
+            .map(|name| name.parse())
+            .transpose()
+            .map_err(|e| args.error(format!("`out_device`: {e}")))?;
         let Spec::Experts(spec) = args.spec().clone() else {
             return Err(args.unfit("routed experts"));
         };
@@ -107,6 +113,7 @@ impl HostExperts {
             placement,
             spec,
             arithmetic,
+            out_device,
             weights: None,
         })))
     }
@@ -194,6 +201,10 @@ impl KModule for HostExperts {
         self.weights = Some(tensors);
         Ok(())
     }
+
+    fn unload(&mut self) {
+        self.weights = None;
+    }
 }
 
 impl Experts for HostExperts {
@@ -211,19 +222,25 @@ impl Experts for HostExperts {
     fn finish(&self, _cx: &mut Forward<'_>, _out: Act) -> Result<(), OpError> {
         Ok(())
     }
+
+    fn out_device(&self, phase: Phase) -> Device {
+        self.out_device.unwrap_or(self.device(phase))
+    }
 }
 
 fn build_cpu(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
-    args.kwargs::<HostKwargs>()?;
-    HostExperts::build(args, HostExperts::CPU, Arithmetic::AsEngine)
+    let out_device = args.kwargs::<HostKwargs>()?.out_device;
+    HostExperts::build(args, HostExperts::CPU, Arithmetic::AsEngine, out_device)
 }
 
 fn build_torch(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
-    HostExperts::build(args, HostExperts::TORCH, Arithmetic::F32)
+    let out_device = args.kwargs::<DeviceKwargs>()?.out_device;
+    HostExperts::build(args, HostExperts::TORCH, Arithmetic::F32, out_device)
 }
 
 fn build_marlin(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
-    HostExperts::build(args, HostExperts::MARLIN, Arithmetic::AsEngine)
+    let out_device = args.kwargs::<DeviceKwargs>()?.out_device;
+    HostExperts::build(args, HostExperts::MARLIN, Arithmetic::AsEngine, out_device)
 }
 
 register_operator! {

@@ -80,13 +80,14 @@ impl KModule for KTransformersExperts {
     }
 
     fn children_mut(&mut self) -> Vec<&mut dyn KModule> {
-        let mut all: Vec<&mut dyn KModule> = vec![self.generate.as_mut()];
-        all.extend(
-            self.prefill
-                .iter_mut()
-                .map(|op| op.as_mut() as &mut dyn KModule),
-        );
-        all
+        vec![self.generate.as_mut()]
+    }
+
+    fn prompt_operators(&mut self) -> Vec<&mut dyn KModule> {
+        self.prefill
+            .iter_mut()
+            .map(|op| op.as_mut() as &mut dyn KModule)
+            .collect()
     }
 
     fn scratch(&self, capacity: Capacity) -> usize {
@@ -108,6 +109,10 @@ impl Experts for KTransformersExperts {
 
     fn finish(&self, cx: &mut Forward<'_>, out: Act) -> Result<(), OpError> {
         self.of(cx.phase).finish(cx, out)
+    }
+
+    fn out_device(&self, phase: Phase) -> Device {
+        self.of(phase).out_device(phase)
     }
 }
 

@@ -58,6 +58,18 @@ impl MoeBlock {
         })
     }
 
+    /// Copies of the block's rows that lie on the experts' devices or on the way back, at most.
+    fn rows_elsewhere(&self) -> usize {
+        let at_home = |phase| {
+            let home = self.device(phase);
+            self.experts.device(phase) == home && self.experts.out_device(phase) == home
+        };
+        match at_home(Phase::Prefill) && at_home(Phase::Generate) {
+            true => 0,
+            false => 3,
+        }
+    }
+
     /// Ids and weights of the experts of each row.
     fn route(&self, cx: &mut Forward<'_>, x: Act, ids: Act, weights: Act) -> Result<(), OpError> {
         match &self.router {
@@ -133,7 +145,8 @@ impl KModule for MoeBlock {
             Router::Gate(_) => 0,
             Router::Matrix(_, router) => choice_scratch(router, capacity),
         };
-        2 * Workspace::values_for(capacity.tokens, self.top_k)
+        4 * Workspace::values_for(capacity.tokens, self.top_k)
+            + self.rows_elsewhere() * Workspace::values_for(capacity.tokens, self.hidden_size)
             + Workspace::values_for(capacity.tokens, self.hidden_size)
             + Workspace::values_for(capacity.tokens, 1)
             + experts
@@ -152,7 +165,18 @@ impl Ffn for MoeBlock {
             cx.observe(&self.path, "expert_weights", weights);
 
             // Submit, shared, wait, add: experts on another device work while this one does the shared part.
-            self.experts.submit(cx, x, ids, weights, out)?;
+            let experts = self.experts.device(cx.phase);
+            let [routed_x, routed_ids, routed_weights] = {
+                let mut there = |act| cx.moved(act, experts);
+                [there(x)?, there(ids)?, there(weights)?]
+            };
+            let routed = if experts == out.device() {
+                out
+            } else {
+                cx.alloc(experts, out.rows(), out.cols())?
+            };
+            self.experts
+                .submit(cx, routed_x, routed_ids, routed_weights, routed)?;
             let shared = match &self.shared {
                 None => None,
                 Some(shared) => {
@@ -169,7 +193,9 @@ impl Ffn for MoeBlock {
                     Some((y, scale))
                 }
             };
-            self.experts.finish(cx, out)?;
+            self.experts.finish(cx, routed)?;
+            let landed = cx.moved(routed, self.experts.out_device(cx.phase))?;
+            cx.workspace.copy(landed, out);
             if let Some((y, scale)) = shared {
                 self.add_shared(cx, y, scale, out);
             }

@@ -110,6 +110,10 @@ impl KModule for HostLinear {
         Ok(())
     }
 
+    fn unload(&mut self) {
+        (self.weight, self.bias, self.made) = (None, None, 0);
+    }
+
     fn holding(&self) -> Vec<Holding> {
         vec![Holding {
             device: self.placement.generate,
