@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use ktx_kernels::device::Device;
-use ktx_ops::weights::tensors_of;
+use ktx_ops::sizes::sizes_of;
 use ktx_ops::{Module, OpError, WeightStore, registry};
 
 use crate::inject::is_whole;
@@ -94,7 +94,7 @@ fn collect(
 ) -> Result<(), OpError> {
     let entry = plan.entry(&module.path);
     let whole = is_whole(module, entry);
-    let tensors = tensors_of(module, whole, store)?;
+    let tensors = sizes_of(module, whole, store)?;
     if !tensors.is_empty() {
         let placement =
             plan.placement_at(&module.path, registry())
@@ -103,12 +103,9 @@ fn collect(
                     message: e.to_string(),
                     location: None,
                 })?;
-        let mut types: Vec<&'static str> = tensors.iter().map(|t| t.ty().name()).collect();
+        let mut types: Vec<&'static str> = tensors.iter().map(|t| t.ty.name()).collect();
         types.dedup();
-        let tensors: Vec<(String, u64)> = tensors
-            .iter()
-            .map(|t| (t.name().to_owned(), t.bytes().len() as u64))
-            .collect();
+        let tensors: Vec<(String, u64)> = tensors.into_iter().map(|t| (t.name, t.bytes)).collect();
         all.push(ModuleWeights {
             path: module.path.clone(),
             device: placement.generate,

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use crate::header::{self, Header};
 use crate::split::SplitName;
 use crate::storage::Storage;
-use crate::{GgufError, Metadata, Place, Tensor, TensorInfo, limits};
+use crate::tensor::shape_bytes;
+use crate::{GgmlType, GgufError, Metadata, Place, Tensor, TensorInfo, Value, limits};
 
 const SPLIT_COUNT: &str = "split.count";
 const SPLIT_NO: &str = "split.no";
@@ -30,10 +31,71 @@ struct Inner {
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
+    /// None for a model of which only the header is known.
     parts: Vec<Arc<Storage>>,
 }
 
 impl Gguf {
+    /// A model that is described and not there: metadata, and name, type and shape of each tensor (row
+    /// length first). [`Self::tensor_info`] knows every tensor, [`Self::tensor`] finds none. Offsets are
+    /// those of a file with the default alignment, and count from the first tensor.
+    ///
+    /// ```
+    /// use ktx_gguf::{GgmlType, Gguf};
+    ///
+    /// let metadata = vec![("general.architecture".to_owned(), "llama".into())];
+    /// let tensors = [("output.weight".to_owned(), GgmlType::Q4_K, vec![4096, 32000])];
+    /// let model = Gguf::described("a plan", metadata, tensors)?;
+    /// assert_eq!(model.tensor_info("output.weight").map(|t| t.bytes), Some(73_728_000));
+    /// assert!(model.tensor("output.weight").is_none());
+    /// # Ok::<(), ktx_gguf::GgufError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`GgufError::InvalidShape`] where no tensor of that type can have that shape, and as
+    /// [`Gguf::open`] where a name or a key is there twice.
+    pub fn described(
+        name: &str,
+        metadata: Vec<(String, Value)>,
+        tensors: impl IntoIterator<Item = (String, GgmlType, Vec<usize>)>,
+    ) -> Result<Self, GgufError> {
+        let mut infos = Vec::new();
+        let mut offset = 0_u64;
+        for (tensor, ty, shape) in tensors {
+            let bytes = shape_bytes(&tensor, ty, &shape)? as u64;
+            infos.push(TensorInfo {
+                name: tensor,
+                ty,
+                shape,
+                offset,
+                bytes,
+                part: 0,
+            });
+            offset += bytes.next_multiple_of(header::DEFAULT_ALIGNMENT);
+        }
+        let header = Header {
+            version: 3,
+            metadata: Metadata::from_entries(name, metadata)?,
+            tensors: infos,
+        };
+        let described = Self::assemble(
+            name.to_owned(),
+            None,
+            vec![(header, Storage::Bytes(Vec::new()))],
+        )?;
+        let mut inner =
+            Arc::into_inner(described.inner).expect("nobody else holds what was just made");
+        inner.parts.clear();
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Whether the tensors' bytes are there: not in a model that was only described.
+    pub fn has_data(&self) -> bool {
+        !self.inner.parts.is_empty()
+    }
+
     /// Maps a file and validates its header. Of a split model (`name-00001-of-00003.gguf`) any part may be named;
     /// all parts are opened.
     ///
@@ -165,8 +227,12 @@ impl Gguf {
         self.inner.version
     }
 
-    /// Bytes of the file, or of all parts together.
+    /// Bytes of the file, or of all parts together; of a model that was only described, those of its
+    /// tensors.
     pub fn file_size(&self) -> u64 {
+        if !self.has_data() {
+            return self.inner.tensors.iter().map(|tensor| tensor.bytes).sum();
+        }
         self.inner
             .parts
             .iter()
@@ -174,7 +240,7 @@ impl Gguf {
             .sum()
     }
 
-    /// Number of files: 1 unless the model is split.
+    /// Number of files: 1 unless the model is split, 0 if it was only described.
     pub fn parts(&self) -> usize {
         self.inner.parts.len()
     }
@@ -200,7 +266,7 @@ impl Gguf {
     /// A tensor with its bytes.
     pub fn tensor(&self, name: &str) -> Option<Tensor> {
         let info = self.tensor_info(name)?;
-        let storage = Arc::clone(&self.inner.parts[info.part]);
+        let storage = Arc::clone(self.inner.parts.get(info.part)?);
         let start = info.offset as usize;
         Some(Tensor::in_storage(
             &info.name,

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod deepseek2;
+mod described;
 mod keys;
 mod llama;
 mod parts;
@@ -13,6 +14,10 @@ mod qwen;
 
 use ktx_gguf::{Gguf, GgufError};
 use ktx_ops::Module;
+
+pub use described::{
+    ParseMixError, PublishedModel, QuantMix, Tying, described, published, published_model,
+};
 
 /// What a file describes.
 #[derive(Debug, Clone)]

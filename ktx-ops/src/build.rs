@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ktx_gguf::Tensor;
+use ktx_gguf::{GgmlType, Tensor};
 use ktx_kernels::device::Device;
 
 use crate::kwargs::{KwargSet, Kwargs, Location, at};
@@ -43,11 +43,44 @@ impl Placement {
 pub trait WeightStore: Send + Sync {
     /// The tensor of this full name (`blk.0.attn_q.weight`), if there is one.
     fn tensor(&self, name: &str) -> Option<Tensor>;
+
+    /// Type and shape of the tensor of this full name. A store that only describes a model knows
+    /// these and has no bytes.
+    fn size(&self, name: &str) -> Option<TensorSize> {
+        self.tensor(name).map(|t| TensorSize {
+            name: t.name().to_owned(),
+            ty: t.ty(),
+            shape: t.shape().to_vec(),
+            bytes: t.bytes().len() as u64,
+        })
+    }
+}
+
+/// What is known of a tensor without its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSize {
+    /// Its name; a part of a tensor has an index behind it: `blk.3.ffn_up_exps.weight[7]`.
+    pub name: String,
+    /// The type of its elements.
+    pub ty: GgmlType,
+    /// Its shape, row length first.
+    pub shape: Vec<usize>,
+    /// Its bytes in the file.
+    pub bytes: u64,
 }
 
 impl WeightStore for ktx_gguf::Gguf {
     fn tensor(&self, name: &str) -> Option<Tensor> {
         ktx_gguf::Gguf::tensor(self, name)
+    }
+
+    fn size(&self, name: &str) -> Option<TensorSize> {
+        self.tensor_info(name).map(|info| TensorSize {
+            name: info.name.clone(),
+            ty: info.ty,
+            shape: info.shape.clone(),
+            bytes: info.bytes,
+        })
     }
 }
 

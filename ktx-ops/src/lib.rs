@@ -29,6 +29,7 @@ pub mod nearest;
 pub mod norm;
 pub mod registry;
 pub mod rope;
+pub mod sizes;
 pub mod spec;
 pub mod tree;
 pub mod weights;
@@ -36,7 +37,7 @@ pub mod weights;
 #[doc(hidden)]
 pub use inventory;
 
-pub use build::{BuildArgs, Children, OpError, Operator, Placement, WeightStore};
+pub use build::{BuildArgs, Children, OpError, Operator, Placement, TensorSize, WeightStore};
 pub use defaults::default_class;
 pub use kwargs::{KwargDoc, KwargError, KwargInfo, KwargSet, Kwargs, Location, NoKwargs};
 pub use module::{

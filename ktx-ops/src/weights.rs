@@ -3,7 +3,7 @@
 use ktx_gguf::{GgmlType, Tensor};
 
 use crate::build::{OpError, WeightStore};
-use crate::spec::{ExpertsSpec, LinearSource, LinearSpec, Spec};
+use crate::spec::{ExpertsSpec, LinearSource, LinearSpec};
 use crate::tree::Module;
 
 /// The tensor of this name with this shape (row length first).
@@ -34,9 +34,14 @@ pub fn optional(
 }
 
 /// A shape fits if it is the same but for outer dimensions of 1, which files write or leave out.
+pub(crate) fn same_shape(found: &[usize], expected: &[usize]) -> bool {
+    let trimmed = |s: &[usize]| s.iter().rposition(|n| *n != 1).map_or(1, |i| i + 1);
+    let whole = |s: &[usize]| s.get(..trimmed(s)).map(<[usize]>::to_vec);
+    whole(found) == whole(expected)
+}
+
 fn checked(path: &str, tensor: Tensor, shape: &[usize]) -> Result<Tensor, OpError> {
-    let trimmed = |s: &[usize]| s[..s.iter().rposition(|n| *n != 1).map_or(1, |i| i + 1)].to_vec();
-    if trimmed(tensor.shape()) == trimmed(shape) {
+    if same_shape(tensor.shape(), shape) {
         return Ok(tensor);
     }
     Err(OpError::Shape {
@@ -169,76 +174,4 @@ pub fn experts(
             .map(ExpertTensors::Separate)
     };
     Ok([one("gate", h, f)?, one("up", h, f)?, one("down", f, h)?])
-}
-
-/// All tensors that a module reads itself. `whole` says that the module's operator also takes what
-/// its children would have read: routed experts as one operator.
-pub fn tensors_of(
-    module: &Module,
-    whole: bool,
-    store: &dyn WeightStore,
-) -> Result<Vec<Tensor>, OpError> {
-    let path = module.path.as_str();
-    Ok(match &module.spec {
-        Spec::Linear(spec) => linear_tensors(module, spec, store)?,
-        Spec::Norm(spec) => vec![required(
-            path,
-            store,
-            &format!("{}.weight", module.key),
-            &[spec.size],
-        )?],
-        Spec::Embedding(spec) => {
-            vec![required(
-                path,
-                store,
-                &format!("{}.weight", module.key),
-                &[spec.hidden_size, spec.vocab_size],
-            )?]
-        }
-        Spec::Gate(spec) => {
-            let weight = format!("{}.weight", module.key);
-            let mut tensors = vec![required(
-                path,
-                store,
-                &weight,
-                &[spec.hidden_size, spec.config.experts],
-            )?];
-            if let Some(bias) = &spec.bias {
-                tensors.push(required(path, store, bias, &[spec.config.experts])?);
-            }
-            tensors
-        }
-        Spec::Experts(spec) if whole => experts(path, spec, store)?
-            .iter()
-            .flat_map(|t| t.tensors().into_iter().cloned())
-            .collect(),
-        _ => Vec::new(),
-    })
-}
-
-fn linear_tensors(
-    module: &Module,
-    spec: &LinearSpec,
-    store: &dyn WeightStore,
-) -> Result<Vec<Tensor>, OpError> {
-    if let LinearSource::KvB { prefix } = &spec.source
-        && store.tensor(&format!("{}.weight", module.key)).is_none()
-    {
-        return ["attn_k_b", "attn_v_b"]
-            .iter()
-            .map(|name| {
-                let tensor = format!("{prefix}{name}.weight");
-                store.tensor(&tensor).ok_or_else(|| OpError::MissingTensor {
-                    path: module.path.clone(),
-                    tensor,
-                })
-            })
-            .collect();
-    }
-    let mut tensors = vec![matrix(module, spec, store)?];
-    if matches!(spec.source, LinearSource::Key) {
-        let bias = format!("{}.bias", module.key);
-        tensors.extend(optional(&module.path, store, &bias, &[spec.out_features])?);
-    }
-    Ok(tensors)
 }

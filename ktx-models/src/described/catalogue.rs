@@ -1,0 +1,407 @@
+//! Published models: their hyper-parameters, as the configuration files on Hugging Face have them.
+
+use ktx_gguf::Value;
+
+use super::Tying;
+
+/// A number of a model's configuration.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Number {
+    Size(u32),
+    Float(f32),
+    Flag(bool),
+    Text(&'static str),
+}
+
+use Number::{Flag, Float, Size, Text};
+
+/// A model whose configuration is known.
+#[derive(Debug)]
+pub struct PublishedModel {
+    /// Its short name: `deepseek-v3-671b`.
+    pub name: &'static str,
+    /// Further names that it is found by.
+    pub aliases: &'static [&'static str],
+    /// As its makers call it.
+    pub title: &'static str,
+    /// `general.architecture`.
+    pub architecture: &'static str,
+    /// Whether the embedding table is the head, too.
+    pub tying: Tying,
+    numbers: &'static [(&'static str, Number)],
+}
+
+impl PublishedModel {
+    /// Its metadata as a GGUF file has them.
+    pub fn metadata(&self) -> Vec<(String, Value)> {
+        let mut entries: Vec<(String, Value)> = vec![
+            ("general.architecture".to_owned(), self.architecture.into()),
+            ("general.name".to_owned(), self.title.into()),
+        ];
+        entries.extend(self.numbers.iter().map(|(key, number)| {
+            let value: Value = match *number {
+                Size(size) => size.into(),
+                Float(float) => float.into(),
+                Flag(flag) => flag.into(),
+                Text(text) => text.into(),
+            };
+            (format!("{}.{key}", self.architecture), value)
+        }));
+        entries
+    }
+}
+
+/// All models whose configuration is known.
+pub fn published() -> &'static [PublishedModel] {
+    PUBLISHED
+}
+
+/// The model of this name or alias, in either case.
+pub fn published_model(name: &str) -> Option<&'static PublishedModel> {
+    let is = |n: &&str| n.eq_ignore_ascii_case(name);
+    PUBLISHED
+        .iter()
+        .find(|m| is(&m.name) || m.aliases.iter().any(|alias| is(&alias)))
+}
+
+const PUBLISHED: &[PublishedModel] = &[
+    PublishedModel {
+        name: "deepseek-v3-671b",
+        aliases: &["deepseek-v3", "deepseek-r1-671b", "deepseek-r1"],
+        title: "DeepSeek-V3 and R1 671B",
+        architecture: "deepseek2",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(61)),
+            ("context_length", Size(163_840)),
+            ("embedding_length", Size(7168)),
+            ("feed_forward_length", Size(18432)),
+            ("vocab_size", Size(129_280)),
+            ("attention.head_count", Size(128)),
+            ("attention.q_lora_rank", Size(1536)),
+            ("attention.kv_lora_rank", Size(512)),
+            ("attention.key_length", Size(192)),
+            ("attention.value_length", Size(128)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-6)),
+            ("rope.dimension_count", Size(64)),
+            ("rope.freq_base", Float(10000.0)),
+            ("rope.scaling.type", Text("yarn")),
+            ("rope.scaling.factor", Float(40.0)),
+            ("rope.scaling.original_context_length", Size(4096)),
+            ("rope.scaling.yarn_log_multiplier", Float(0.1)),
+            ("leading_dense_block_count", Size(3)),
+            ("expert_count", Size(256)),
+            ("expert_used_count", Size(8)),
+            ("expert_shared_count", Size(1)),
+            ("expert_feed_forward_length", Size(2048)),
+            ("expert_weights_scale", Float(2.5)),
+            ("expert_weights_norm", Flag(true)),
+            ("expert_gating_func", Size(2)),
+            ("expert_group_count", Size(8)),
+            ("expert_group_used_count", Size(4)),
+        ],
+    },
+    PublishedModel {
+        name: "deepseek-v2-236b",
+        aliases: &["deepseek-v2", "deepseek-v2.5"],
+        title: "DeepSeek-V2 and V2.5 236B",
+        architecture: "deepseek2",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(60)),
+            ("context_length", Size(163_840)),
+            ("embedding_length", Size(5120)),
+            ("feed_forward_length", Size(12288)),
+            ("vocab_size", Size(102_400)),
+            ("attention.head_count", Size(128)),
+            ("attention.q_lora_rank", Size(1536)),
+            ("attention.kv_lora_rank", Size(512)),
+            ("attention.key_length", Size(192)),
+            ("attention.value_length", Size(128)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-6)),
+            ("rope.dimension_count", Size(64)),
+            ("rope.freq_base", Float(10000.0)),
+            ("rope.scaling.type", Text("yarn")),
+            ("rope.scaling.factor", Float(40.0)),
+            ("rope.scaling.original_context_length", Size(4096)),
+            ("rope.scaling.yarn_log_multiplier", Float(0.0707)),
+            ("leading_dense_block_count", Size(1)),
+            ("expert_count", Size(160)),
+            ("expert_used_count", Size(6)),
+            ("expert_shared_count", Size(2)),
+            ("expert_feed_forward_length", Size(1536)),
+            ("expert_weights_scale", Float(16.0)),
+            ("expert_weights_norm", Flag(false)),
+            ("expert_gating_func", Size(1)),
+            ("expert_group_count", Size(8)),
+            ("expert_group_used_count", Size(3)),
+        ],
+    },
+    PublishedModel {
+        name: "deepseek-v2-lite",
+        aliases: &["deepseek-v2-lite-16b"],
+        title: "DeepSeek-V2-Lite 16B",
+        architecture: "deepseek2",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(27)),
+            ("context_length", Size(163_840)),
+            ("embedding_length", Size(2048)),
+            ("feed_forward_length", Size(10944)),
+            ("vocab_size", Size(102_400)),
+            ("attention.head_count", Size(16)),
+            ("attention.kv_lora_rank", Size(512)),
+            ("attention.key_length", Size(192)),
+            ("attention.value_length", Size(128)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-6)),
+            ("rope.dimension_count", Size(64)),
+            ("rope.freq_base", Float(10000.0)),
+            ("rope.scaling.type", Text("yarn")),
+            ("rope.scaling.factor", Float(40.0)),
+            ("rope.scaling.original_context_length", Size(4096)),
+            ("rope.scaling.yarn_log_multiplier", Float(0.0707)),
+            ("leading_dense_block_count", Size(1)),
+            ("expert_count", Size(64)),
+            ("expert_used_count", Size(6)),
+            ("expert_shared_count", Size(2)),
+            ("expert_feed_forward_length", Size(1408)),
+            ("expert_weights_scale", Float(1.0)),
+            ("expert_weights_norm", Flag(false)),
+            ("expert_gating_func", Size(1)),
+        ],
+    },
+    PublishedModel {
+        name: "moonlight-16b-a3b",
+        aliases: &["moonlight"],
+        title: "Moonlight-16B-A3B",
+        architecture: "deepseek2",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(27)),
+            ("context_length", Size(8192)),
+            ("embedding_length", Size(2048)),
+            ("feed_forward_length", Size(11264)),
+            ("vocab_size", Size(163_840)),
+            ("attention.head_count", Size(16)),
+            ("attention.kv_lora_rank", Size(512)),
+            ("attention.key_length", Size(192)),
+            ("attention.value_length", Size(128)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-5)),
+            ("rope.dimension_count", Size(64)),
+            ("rope.freq_base", Float(50000.0)),
+            ("leading_dense_block_count", Size(1)),
+            ("expert_count", Size(64)),
+            ("expert_used_count", Size(6)),
+            ("expert_shared_count", Size(2)),
+            ("expert_feed_forward_length", Size(1408)),
+            ("expert_weights_scale", Float(2.446)),
+            ("expert_weights_norm", Flag(true)),
+            ("expert_gating_func", Size(2)),
+        ],
+    },
+    PublishedModel {
+        name: "qwen2-57b-a14b",
+        aliases: &["qwen2-57b"],
+        title: "Qwen2-57B-A14B",
+        architecture: "qwen2moe",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(28)),
+            ("context_length", Size(32768)),
+            ("embedding_length", Size(3584)),
+            ("feed_forward_length", Size(18944)),
+            ("vocab_size", Size(151_936)),
+            ("attention.head_count", Size(28)),
+            ("attention.head_count_kv", Size(4)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-6)),
+            ("rope.freq_base", Float(1e6)),
+            ("expert_count", Size(64)),
+            ("expert_used_count", Size(8)),
+            ("expert_feed_forward_length", Size(2560)),
+            ("expert_shared_feed_forward_length", Size(20480)),
+        ],
+    },
+    PublishedModel {
+        name: "qwen3-30b-a3b",
+        aliases: &["qwen3-30b"],
+        title: "Qwen3-30B-A3B",
+        architecture: "qwen3moe",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(48)),
+            ("context_length", Size(40960)),
+            ("embedding_length", Size(2048)),
+            ("feed_forward_length", Size(6144)),
+            ("vocab_size", Size(151_936)),
+            ("attention.head_count", Size(32)),
+            ("attention.head_count_kv", Size(4)),
+            ("attention.key_length", Size(128)),
+            ("attention.value_length", Size(128)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-6)),
+            ("rope.freq_base", Float(1e6)),
+            ("expert_count", Size(128)),
+            ("expert_used_count", Size(8)),
+            ("expert_feed_forward_length", Size(768)),
+        ],
+    },
+    PublishedModel {
+        name: "qwen3-235b-a22b",
+        aliases: &["qwen3-235b"],
+        title: "Qwen3-235B-A22B",
+        architecture: "qwen3moe",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(94)),
+            ("context_length", Size(40960)),
+            ("embedding_length", Size(4096)),
+            ("feed_forward_length", Size(12288)),
+            ("vocab_size", Size(151_936)),
+            ("attention.head_count", Size(64)),
+            ("attention.head_count_kv", Size(4)),
+            ("attention.key_length", Size(128)),
+            ("attention.value_length", Size(128)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-6)),
+            ("rope.freq_base", Float(1e6)),
+            ("expert_count", Size(128)),
+            ("expert_used_count", Size(8)),
+            ("expert_feed_forward_length", Size(1536)),
+        ],
+    },
+    PublishedModel {
+        name: "mixtral-8x7b",
+        aliases: &["mixtral"],
+        title: "Mixtral-8x7B",
+        architecture: "llama",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(32)),
+            ("context_length", Size(32768)),
+            ("embedding_length", Size(4096)),
+            ("feed_forward_length", Size(14336)),
+            ("vocab_size", Size(32000)),
+            ("attention.head_count", Size(32)),
+            ("attention.head_count_kv", Size(8)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-5)),
+            ("rope.dimension_count", Size(128)),
+            ("rope.freq_base", Float(1e6)),
+            ("expert_count", Size(8)),
+            ("expert_used_count", Size(2)),
+        ],
+    },
+    PublishedModel {
+        name: "mixtral-8x22b",
+        aliases: &[],
+        title: "Mixtral-8x22B",
+        architecture: "llama",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(56)),
+            ("context_length", Size(65536)),
+            ("embedding_length", Size(6144)),
+            ("feed_forward_length", Size(16384)),
+            ("vocab_size", Size(32000)),
+            ("attention.head_count", Size(48)),
+            ("attention.head_count_kv", Size(8)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-5)),
+            ("rope.dimension_count", Size(128)),
+            ("rope.freq_base", Float(1e6)),
+            ("expert_count", Size(8)),
+            ("expert_used_count", Size(2)),
+        ],
+    },
+    PublishedModel {
+        name: "llama-3.1-8b",
+        aliases: &["llama-3-8b"],
+        title: "Llama 3.1 8B",
+        architecture: "llama",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(32)),
+            ("context_length", Size(131_072)),
+            ("embedding_length", Size(4096)),
+            ("feed_forward_length", Size(14336)),
+            ("vocab_size", Size(128_256)),
+            ("attention.head_count", Size(32)),
+            ("attention.head_count_kv", Size(8)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-5)),
+            ("rope.dimension_count", Size(128)),
+            ("rope.freq_base", Float(5e5)),
+        ],
+    },
+    PublishedModel {
+        name: "llama-3.1-70b",
+        aliases: &["llama-3.3-70b", "llama-3-70b"],
+        title: "Llama 3.1 and 3.3 70B",
+        architecture: "llama",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(80)),
+            ("context_length", Size(131_072)),
+            ("embedding_length", Size(8192)),
+            ("feed_forward_length", Size(28672)),
+            ("vocab_size", Size(128_256)),
+            ("attention.head_count", Size(64)),
+            ("attention.head_count_kv", Size(8)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-5)),
+            ("rope.dimension_count", Size(128)),
+            ("rope.freq_base", Float(5e5)),
+        ],
+    },
+    PublishedModel {
+        name: "qwen2.5-7b",
+        aliases: &["qwen2-7b"],
+        title: "Qwen2.5-7B",
+        architecture: "qwen2",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(28)),
+            ("context_length", Size(32768)),
+            ("embedding_length", Size(3584)),
+            ("feed_forward_length", Size(18944)),
+            ("vocab_size", Size(152_064)),
+            ("attention.head_count", Size(28)),
+            ("attention.head_count_kv", Size(4)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-6)),
+            ("rope.freq_base", Float(1e6)),
+        ],
+    },
+    PublishedModel {
+        name: "qwen3-8b",
+        aliases: &[],
+        title: "Qwen3-8B",
+        architecture: "qwen3",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(36)),
+            ("context_length", Size(40960)),
+            ("embedding_length", Size(4096)),
+            ("feed_forward_length", Size(12288)),
+            ("vocab_size", Size(151_936)),
+            ("attention.head_count", Size(32)),
+            ("attention.head_count_kv", Size(8)),
+            ("attention.key_length", Size(128)),
+            ("attention.value_length", Size(128)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-6)),
+            ("rope.freq_base", Float(1e6)),
+        ],
+    },
+    PublishedModel {
+        name: "internlm2.5-7b",
+        aliases: &["internlm2.5-7b-1m"],
+        title: "InternLM2.5-7B",
+        architecture: "llama",
+        tying: Tying::Separate,
+        numbers: &[
+            ("block_count", Size(32)),
+            ("context_length", Size(1_048_576)),
+            ("embedding_length", Size(4096)),
+            ("feed_forward_length", Size(14336)),
+            ("vocab_size", Size(92544)),
+            ("attention.head_count", Size(32)),
+            ("attention.head_count_kv", Size(8)),
+            ("attention.layer_norm_rms_epsilon", Float(1e-5)),
+            ("rope.dimension_count", Size(128)),
+            ("rope.freq_base", Float(5e7)),
+        ],
+    },
+];
