@@ -9,6 +9,7 @@ pub(crate) mod operators;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
 mod plan_diff;
+mod plan_source;
 pub(crate) mod rules;
 pub(crate) mod rules_check;
 pub(crate) mod run;

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use ktx_core::kernels::device::Device;
-use ktx_core::memory::{Bytes, ModuleWeights};
+use ktx_core::memory::{Bytes, ModuleWeights, module_weights};
+use ktx_core::models::describe;
 use ktx_core::ops::{Registry, try_registry};
 use ktx_core::plan::{CheckMode, KeyStyle, Plan, PlanEntry, check, tree_from_json};
 use ktx_core::rules::RuleSet;
 use ktx_core::{EngineError, PlannedModel, Rules};
 
+use super::plan_source::ArchArgs;
 use crate::error::CliError;
 use crate::model_args::{EngineArgs, ModelSource, RuleArgs};
 use crate::notes;
@@ -23,6 +25,7 @@ Examples:
   ktx plan                                                      the built-in model with its preset
   ktx plan --model model.gguf --rules my-rules.yaml --cpu
   ktx plan --model model.gguf --diff old-rules.yaml new-rules.yaml
+  ktx plan --arch deepseek-v3-671b --quant Q4_K_M               a model that is not there
   ktx plan --tree tree.json --rules my-rules.yaml --format json --keys hf";
 
 /// Print which operator the rules put in every module's place
@@ -32,7 +35,10 @@ pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(super) source: ModelSource,
 
-    /// JSON file of a module tree, {path: class path} with parents first, instead of a model
+    #[command(flatten)]
+    pub(super) arch: ArchArgs,
+
+    /// JSON file of a module tree, {path: class path} with parents first, instead of a model; with --arch, sizes too
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "gguf_path"])]
     pub(super) tree: Option<PathBuf>,
 
@@ -89,7 +95,14 @@ fn of_tree(args: &PlanArgs, file: &Path) -> Result<(), CliError> {
         plan.map_devices_to_cpu(registry);
     }
     let report = check(&plan, &tree, registry, CheckMode::Tree);
-    print(args, &plan, &[], registry)?;
+    let weights = match args.arch.gguf()? {
+        Some(gguf) => {
+            let description = describe(&gguf).map_err(EngineError::from)?;
+            module_weights(&description.tree, &plan, &gguf)?
+        }
+        None => Vec::new(),
+    };
+    print(args, &plan, &weights, registry)?;
     plan.notes.iter().for_each(notes::note);
     plan.warnings.iter().for_each(notes::warning);
     report.warnings.iter().for_each(notes::warning);
@@ -110,7 +123,8 @@ fn read_rules(rules: &Rules) -> Result<RuleSet, CliError> {
 }
 
 fn of_model(args: &PlanArgs) -> Result<(), CliError> {
-    let builder = args.engine.apply(args.rules.apply(args.source.builder()?));
+    let builder = args.arch.builder(&args.source)?;
+    let builder = args.engine.apply(args.rules.apply(builder));
     let planned = builder.default_device(&args.device.to_string()).plan()?;
     if !planned.report().is_ok() {
         return Err(EngineError::Check(planned.report().clone()).into());

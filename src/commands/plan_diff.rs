@@ -69,7 +69,8 @@ fn planned(args: &PlanArgs, file: &Path) -> Result<(Plan, Weights), CliError> {
         }
         return Ok((plan, Weights::new()));
     }
-    let builder = args.engine.apply(args.rules.apply(args.source.builder()?));
+    let builder = args.arch.builder(&args.source)?;
+    let builder = args.engine.apply(args.rules.apply(builder));
     let planned = builder
         .rules(Rules::File(file.to_owned()))
         .default_device(&device)

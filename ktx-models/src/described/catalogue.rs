@@ -61,7 +61,7 @@ pub fn published_model(name: &str) -> Option<&'static PublishedModel> {
     let is = |n: &&str| n.eq_ignore_ascii_case(name);
     PUBLISHED
         .iter()
-        .find(|m| is(&m.name) || m.aliases.iter().any(|alias| is(&alias)))
+        .find(|m| is(&m.name) || m.aliases.iter().any(is))
 }
 
 const PUBLISHED: &[PublishedModel] = &[

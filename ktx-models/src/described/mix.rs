@@ -157,7 +157,7 @@ impl MixContext {
     /// third one between.
     fn more_bits(&self, layer: usize) -> bool {
         let n = self.layers;
-        layer < n / 8 || layer >= 7 * n / 8 || layer >= n / 8 && (layer - n / 8) % 3 == 2
+        layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2
     }
 
     fn attn_v(&self, layer: usize) -> GgmlType {
