@@ -8,6 +8,7 @@ mod perplexity;
 mod rule_files;
 mod run;
 mod smollm2;
+mod synthetic;
 mod tiny;
 mod tiny_models;
 mod transformers;
