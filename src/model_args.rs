@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use ktx_core::kernels::kv::KvType;
 use ktx_core::kernels::linear::Precision;
+use ktx_core::rules::RuleVariables;
 use ktx_core::{DeviceMapping, Engine, EngineBuilder, MemoryCheck, PlannedModel, Rules};
 
 use crate::builtin::builtin_model;
@@ -37,9 +38,40 @@ pub(crate) struct RuleArgs {
     #[arg(long, aliases = ["optimize_config_path", "optimize-config-path"], value_name = "FILE|PRESET")]
     pub(crate) rules: Option<PathBuf>,
 
+    /// Give a variable of the rule file a value, as in --set gpu=cuda:1; may be given several times
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = assignment)]
+    pub(crate) set: Vec<Assignment>,
+
     /// Put every module on the CPU, whatever the rules say
     #[arg(long)]
     pub(crate) cpu: bool,
+}
+
+/// A variable of a rule file and its value.
+#[derive(Debug, Clone)]
+pub(crate) struct Assignment {
+    name: String,
+    value: String,
+}
+
+/// `gpu=cuda:1`
+pub(crate) fn assignment(text: &str) -> Result<Assignment, String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok(Assignment {
+            name: name.trim().to_owned(),
+            value: value.trim().to_owned(),
+        }),
+        _ => Err("write a variable and its value, as in `gpu=cuda:1`".to_owned()),
+    }
+}
+
+/// The values of variables.
+pub(crate) fn variables(set: &[Assignment]) -> RuleVariables {
+    let mut variables = RuleVariables::default();
+    for assignment in set {
+        variables.set(&assignment.name, &assignment.value);
+    }
+    variables
 }
 
 /// How much of the machine is used, and for what.
@@ -170,8 +202,16 @@ impl RuleArgs {
 
     /// Puts these settings into those of an engine.
     pub(crate) fn apply(&self, builder: EngineBuilder) -> EngineBuilder {
-        builder.rules(self.rules()).devices(self.mapping())
+        let builder = builder.rules(self.rules()).devices(self.mapping());
+        set_variables(builder, &self.set)
     }
+}
+
+/// Puts the values of variables into an engine's settings.
+pub(crate) fn set_variables(builder: EngineBuilder, set: &[Assignment]) -> EngineBuilder {
+    set.iter().fold(builder, |builder, assignment| {
+        builder.rule_variable(&assignment.name, &assignment.value)
+    })
 }
 
 fn is_preset_name(path: &Path) -> bool {

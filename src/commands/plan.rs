@@ -15,7 +15,7 @@ use ktx_core::{EngineError, PlannedModel, Rules};
 
 use super::plan_source::ArchArgs;
 use crate::error::CliError;
-use crate::model_args::{EngineArgs, ModelSource, RuleArgs};
+use crate::model_args::{EngineArgs, ModelSource, RuleArgs, variables};
 use crate::notes;
 use crate::table::{Align, Table};
 use crate::text_file::read_text;
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
 
 fn of_tree(args: &PlanArgs, file: &Path) -> Result<(), CliError> {
     let registry = try_registry()?;
-    let rules = read_rules(&args.rules.rules())?;
+    let rules = read_rules(&args.rules)?;
     let tree = tree_from_json(&read_text(file)?, &file.display().to_string())?;
     let mut plan = ktx_core::plan::plan(&tree, &rules, &args.device.to_string())?;
     if args.rules.cpu {
@@ -109,11 +109,12 @@ fn of_tree(args: &PlanArgs, file: &Path) -> Result<(), CliError> {
     Ok(())
 }
 
-fn read_rules(rules: &Rules) -> Result<RuleSet, CliError> {
-    Ok(match rules {
-        Rules::File(path) => RuleSet::from_path(path)?,
-        Rules::Named(name) => RuleSet::from_preset(super::rules::preset(name)?)?,
-        Rules::Text { text, name } => RuleSet::parse(text, name)?,
+fn read_rules(args: &RuleArgs) -> Result<RuleSet, CliError> {
+    let variables = variables(&args.set);
+    Ok(match args.rules() {
+        Rules::File(path) => RuleSet::from_path_with(path, &variables)?,
+        Rules::Named(name) => RuleSet::from_preset_with(super::rules::preset(&name)?, &variables)?,
+        Rules::Text { text, name } => RuleSet::parse_with(&text, &name, &variables)?,
         Rules::Preset => {
             return Err(CliError::Usage(
                 "a tree names no architecture: name --rules".to_owned(),
@@ -211,7 +212,10 @@ fn print(
                 .map_or_else(|| "-".to_owned(), |b| Bytes(*b).to_string()),
             entry.rule.as_ref().map_or_else(
                 || "-".to_owned(),
-                |rule| format!("line {}", rule.location.line),
+                |rule| match rule.is_included {
+                    true => format!("{}:{}", rule.location.file, rule.location.line),
+                    false => format!("line {}", rule.location.line),
+                },
             ),
         ]);
     }

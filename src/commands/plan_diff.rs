@@ -13,6 +13,7 @@ use ktx_core::rules::RuleSet;
 
 use super::plan::PlanArgs;
 use crate::error::CliError;
+use crate::model_args::variables;
 use crate::table::{Align, Table};
 use crate::text_file::read_text;
 
@@ -63,7 +64,8 @@ fn planned(args: &PlanArgs, file: &Path) -> Result<(Plan, Weights), CliError> {
     let device = args.device.to_string();
     if let Some(tree) = &args.tree {
         let tree = tree_from_json(&read_text(tree)?, &tree.display().to_string())?;
-        let mut plan = plan(&tree, &RuleSet::from_path(file)?, &device)?;
+        let rules = RuleSet::from_path_with(file, &variables(&args.rules.set))?;
+        let mut plan = plan(&tree, &rules, &device)?;
         if args.rules.cpu {
             plan.map_devices_to_cpu(try_registry()?);
         }

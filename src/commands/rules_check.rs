@@ -5,13 +5,17 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use ktx_core::engine::available_devices;
 use ktx_core::kernels::device::Device;
-use ktx_core::ops::try_registry;
-use ktx_core::plan::{CheckMode, CheckReport, Plan, check, plan, tree_from_json};
-use ktx_core::rules::{Rule, RuleError, RuleSet, lint, lint_plan};
-use ktx_core::{Engine, Rules};
+use ktx_core::ops::{Module, try_registry};
+use ktx_core::plan::{CheckMode, CheckReport, DeviceError, Plan, check, fix, plan, tree_from_json};
+use ktx_core::rules::{
+    Rule, RuleError, RuleSet, lint, lint_device_names, lint_missing_devices, lint_plan,
+};
+use ktx_core::{Engine, EngineError, Rules};
 
 use crate::error::CliError;
+use crate::model_args::{Assignment, assignment, set_variables, variables};
 use crate::text_file::read_text;
 
 const EXAMPLE: &str = "\
@@ -34,6 +38,10 @@ pub(crate) struct CheckArgs {
     /// Check the rules on this module tree too, {path: class path} in JSON
     #[arg(long, value_name = "FILE")]
     tree: Option<PathBuf>,
+
+    /// Give a variable of the file a value, as in --set gpu=cuda:1; may be given several times
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = assignment)]
+    set: Vec<Assignment>,
 
     /// Device of modules that no rule matches
     #[arg(long, value_name = "DEVICE", default_value = "cuda:0")]
@@ -61,7 +69,7 @@ impl Findings<'_> {
 
 /// Runs the command. A file with errors is an error.
 pub(crate) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<(), CliError> {
-    let rules = RuleSet::from_path(&args.file)?;
+    let rules = RuleSet::from_path_with(&args.file, &variables(&args.set))?;
     let mut findings = Findings {
         out,
         errors: 0,
@@ -71,6 +79,15 @@ pub(crate) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<(), CliError>
         findings.error(fault)?;
     }
     for advice in lint(&rules) {
+        findings.warning(advice)?;
+    }
+    // With a model or a tree, the check of the plan finds these.
+    if args.model.is_none() && args.tree.is_none() {
+        for advice in lint_device_names(&rules) {
+            findings.error(advice)?;
+        }
+    }
+    for advice in lint_missing_devices(&rules, &available_devices()) {
         findings.warning(advice)?;
     }
     if findings.errors == 0 {
@@ -97,6 +114,9 @@ fn faults(rule: &Rule) -> Vec<&RuleError> {
         Ok(matches) => {
             all.extend(matches.class.as_ref().and_then(|c| c.as_ref().err()));
             all.extend(matches.name.as_ref().and_then(|n| n.as_ref().err()));
+            all.extend(matches.glob.as_ref().and_then(|g| g.as_ref().err()));
+            all.extend(matches.layers.as_ref().and_then(|l| l.as_ref().err()));
+            all.extend(matches.types.as_ref().and_then(|t| t.as_ref().err()));
         }
     }
     all.extend(rule.replace.as_ref().err());
@@ -112,10 +132,14 @@ fn on_a_tree(
         let builder = Engine::builder()
             .model(model)
             .rules(Rules::File(args.file.clone()));
+        let builder = set_variables(builder, &args.set);
         let planned = builder.default_device(&args.device.to_string()).plan()?;
-        report(rules, planned.plan(), planned.report(), findings)?;
+        let tree = &planned.description().tree;
+        report(rules, tree, planned.plan(), planned.report(), findings)?;
+        // What rules name is told already.
         if planned.report().is_ok()
-            && let Err(error) = planned.require()
+            && let Err(EngineError::Device(error @ DeviceError::MissingDefault { .. })) =
+                planned.require()
         {
             findings.warning(error)?;
         }
@@ -123,13 +147,14 @@ fn on_a_tree(
         let tree = tree_from_json(&read_text(file)?, &file.display().to_string())?;
         let plan = plan(&tree, rules, &args.device.to_string())?;
         let checked = check(&plan, &tree, try_registry()?, CheckMode::Tree);
-        report(rules, &plan, &checked, findings)?;
+        report(rules, &tree, &plan, &checked, findings)?;
     }
     Ok(())
 }
 
 fn report(
     rules: &RuleSet,
+    tree: &Module,
     plan: &Plan,
     checked: &CheckReport,
     findings: &mut Findings<'_>,
@@ -141,7 +166,10 @@ fn report(
         findings.warning(problem)?;
     }
     for warning in &plan.warnings {
-        findings.warning(warning)?;
+        match fix(warning, tree, rules) {
+            Some(fix) => findings.warning(format_args!("{warning}; {fix}"))?,
+            None => findings.warning(warning)?,
+        }
     }
     lint_plan(rules, plan)
         .iter()

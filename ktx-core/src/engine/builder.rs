@@ -19,8 +19,10 @@ use crate::chat::ChatTemplate;
 use crate::error::EngineError;
 use crate::inject::{InjectReport, inject};
 use crate::memory::{Bytes, MemoryEstimate, ModuleWeights, available_host_memory, module_weights};
-use crate::plan::{CheckMode, CheckReport, Plan, check, named_devices, plan, require_devices};
-use crate::rules::{RuleSet, preset_for, presets};
+use crate::plan::{
+    CheckMode, CheckReport, Plan, check, named_devices, plan_model, require_devices,
+};
+use crate::rules::{RuleSet, RuleVariables, preset_for, presets};
 use crate::tokenizer::Tokenizer;
 
 /// Context of an engine whose settings name none: longer ones are asked for.
@@ -96,6 +98,7 @@ enum Source {
 pub struct EngineBuilder {
     source: Option<Source>,
     rules: Rules,
+    variables: RuleVariables,
     mapping: DeviceMapping,
     default_device: Option<String>,
     threads: Option<usize>,
@@ -123,6 +126,12 @@ impl EngineBuilder {
     /// Where the rules come from.
     pub fn rules(mut self, rules: Rules) -> Self {
         self.rules = rules;
+        self
+    }
+
+    /// Gives a variable of the rule file a value, which comes before the file's own: `gpu`, `cuda:1`.
+    pub fn rule_variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.set(name, value);
         self
     }
 
@@ -199,11 +208,12 @@ impl EngineBuilder {
             }
         };
         let description = describe(&gguf)?;
-        let (rules, rules_name) = read_rules(&self.rules, &description.architecture)?;
+        let (rules, rules_name) =
+            read_rules(&self.rules, &self.variables, &description.architecture)?;
         let default_device = self
             .default_device
             .unwrap_or_else(|| Device::CPU.to_string());
-        let mut plan = plan(&description.tree, &rules, &default_device)?;
+        let mut plan = plan_model(&description.tree, &rules, &default_device, &gguf)?;
         if self.mapping == DeviceMapping::AllOnCpu {
             plan.map_devices_to_cpu(registry);
         }
@@ -246,6 +256,11 @@ impl EngineBuilder {
     }
 }
 
+/// The devices that modules can be put on.
+pub fn available_devices() -> Vec<Device> {
+    vec![Device::CPU]
+}
+
 /// A setting from 1 to what any model could use.
 fn positive(name: &'static str, value: usize) -> Result<usize, EngineError> {
     match value {
@@ -258,20 +273,29 @@ fn positive(name: &'static str, value: usize) -> Result<usize, EngineError> {
     }
 }
 
-fn read_rules(rules: &Rules, architecture: &str) -> Result<(RuleSet, String), EngineError> {
+fn read_rules(
+    rules: &Rules,
+    variables: &RuleVariables,
+    architecture: &str,
+) -> Result<(RuleSet, String), EngineError> {
     let preset = |preset: &crate::rules::Preset| {
         let name = format!("preset {}", preset.name);
-        RuleSet::from_preset(preset)
+        RuleSet::from_preset_with(preset, variables)
             .map(|rules| (rules, name))
             .map_err(EngineError::from)
     };
     match rules {
-        Rules::File(path) => Ok((RuleSet::from_path(path)?, path.display().to_string())),
-        Rules::Text { text, name } => Ok((RuleSet::parse(text, name)?, name.clone())),
+        Rules::File(path) => Ok((
+            RuleSet::from_path_with(path, variables)?,
+            path.display().to_string(),
+        )),
+        Rules::Text { text, name } => {
+            Ok((RuleSet::parse_with(text, name, variables)?, name.clone()))
+        }
         Rules::Preset => match preset_for(architecture) {
             Some(found) => preset(found),
             None => Ok((
-                RuleSet::parse("[]", "no rules")?,
+                RuleSet::parse_with("[]", "no rules", variables)?,
                 "no rules: every module keeps its default".to_owned(),
             )),
         },
@@ -341,7 +365,7 @@ impl PlannedModel {
         }
         Ok(require_devices(
             &self.plan,
-            &[Device::CPU],
+            &available_devices(),
             try_registry()?,
         )?)
     }

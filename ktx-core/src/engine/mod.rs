@@ -10,7 +10,9 @@ use ktx_kernels::device::Device;
 use ktx_kernels::workspace::Transfers;
 use ktx_models::ModelDescription;
 
-pub use builder::{DeviceMapping, EngineBuilder, MemoryCheck, PlannedModel, Rules, Settings};
+pub use builder::{
+    DeviceMapping, EngineBuilder, MemoryCheck, PlannedModel, Rules, Settings, available_devices,
+};
 pub(crate) use runtime::{Runtime, pages_for};
 
 use crate::chat::ChatTemplate;

@@ -11,10 +11,10 @@ use super::{Plan, PlanEntry, PlanWarning};
 use crate::rules::RuleRef;
 
 /// Keyword arguments that hold one device.
-pub(super) const DEVICE_KWARGS: [&str; 4] =
+pub(crate) const DEVICE_KWARGS: [&str; 4] =
     ["generate_device", "prefill_device", "device", "out_device"];
 /// The keyword argument that holds a device for each of some layers.
-pub(super) const TRANSFER_MAP: &str = "transfer_map";
+pub(crate) const TRANSFER_MAP: &str = "transfer_map";
 /// Keyword arguments that name inner operators.
 pub(super) const INNER_OPERATORS: [&str; 2] = ["generate_op", "prefill_op"];
 

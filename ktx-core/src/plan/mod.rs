@@ -9,23 +9,26 @@
 mod check;
 mod devices;
 mod diff;
+mod fix;
 mod problem;
 mod tree;
 mod warning;
 
 use std::collections::HashMap;
 
-use ktx_ops::{Kwargs, Location, Module, Registry, Role, try_registry};
+use ktx_ops::weights::tensors_of;
+use ktx_ops::{Kwargs, Location, Module, Registry, Role, WeightStore, try_registry};
 use serde_json::{Map, Value, json};
 
 use crate::rules::{
-    ClassPath, ClassTable, Descent, NoClass, Odd, Rule, RuleError, RuleRef, RuleSet,
+    ClassPath, ClassTable, Descent, NoClass, Odd, Rule, RuleError, RuleRef, RuleSet, TensorTypes,
 };
 
 pub use check::{CheckMode, CheckReport, check};
-pub(crate) use devices::named_devices;
+pub(crate) use devices::{DEVICE_KWARGS, TRANSFER_MAP, named_devices};
 pub use devices::{DeviceError, require_devices};
 pub use diff::{PlanChange, PlanSide, plan_diff};
+pub use fix::fix;
 pub use problem::Problem;
 pub use tree::{TreeError, tree_from_json};
 pub use warning::{Miss, PlanWarning};
@@ -165,18 +168,65 @@ impl Plan {
 /// If a module reaches a rule that is wrong.
 pub fn plan(tree: &Module, rules: &RuleSet, default_device: &str) -> Result<Plan, PlanError> {
     let registry = try_registry().ok();
-    Planner::new(tree, rules, registry).run(default_device)
+    Planner::new(tree, rules, registry, None).run(default_device)
+}
+
+/// As [`plan`], for a model whose tensors are known: rules may ask for their types (`match.type`).
+///
+/// # Errors
+/// If a module reaches a rule that is wrong.
+pub fn plan_model(
+    tree: &Module,
+    rules: &RuleSet,
+    default_device: &str,
+    store: &dyn WeightStore,
+) -> Result<Plan, PlanError> {
+    let registry = try_registry().ok();
+    Planner::new(tree, rules, registry, Some(store)).run(default_device)
 }
 
 /// One run over a tree.
 struct Planner<'a> {
     tree: &'a Module,
     rules: &'a [Rule],
-    is_preset: bool,
+    /// Where tensors are; none for a tree of names.
+    store: Option<&'a dyn WeightStore>,
     classes: ClassTable<'a>,
     descent: Descent<'a>,
     /// Proper path of each rule's class, looked up when it is first needed.
     resolved: Vec<Option<Result<String, RuleError>>>,
+}
+
+/// A condition of `match`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Criterion {
+    Class,
+    Name,
+    Glob,
+    Layers,
+    Type,
+}
+
+impl Criterion {
+    /// In the order in which they are tried: errors are those of the first that is reached.
+    const ALL: [Self; 5] = [
+        Self::Class,
+        Self::Name,
+        Self::Glob,
+        Self::Layers,
+        Self::Type,
+    ];
+
+    /// The key in `match`.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Class => "class",
+            Self::Name => "name",
+            Self::Glob => "glob",
+            Self::Layers => "layers",
+            Self::Type => "type",
+        }
+    }
 }
 
 /// Where the modules of a walk ended up.
@@ -199,13 +249,17 @@ enum Fate {
 }
 
 impl<'a> Planner<'a> {
-    fn new(tree: &'a Module, rules: &'a RuleSet, registry: Option<&'a Registry>) -> Self {
-        let is_preset = rules.is_preset();
+    fn new(
+        tree: &'a Module,
+        rules: &'a RuleSet,
+        registry: Option<&'a Registry>,
+        store: Option<&'a dyn WeightStore>,
+    ) -> Self {
         let rules = rules.rules();
         Self {
             tree,
             rules,
-            is_preset,
+            store,
             classes: ClassTable::new(tree, registry),
             descent: Descent::default(),
             resolved: vec![None; rules.len()],
@@ -267,10 +321,57 @@ impl<'a> Planner<'a> {
         Ok(None)
     }
 
-    /// Whether a rule matches: its class first, then its name.
+    /// Whether a rule matches: its class first, then its name, then what the extensions bring.
     fn matches(&mut self, index: usize, module: &'a Module) -> Result<bool, RuleError> {
+        for criterion in Criterion::ALL {
+            if self.meets(index, criterion, module)? == Some(false) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether a module meets one of a rule's conditions; none if the rule has no such condition.
+    fn meets(
+        &mut self,
+        index: usize,
+        criterion: Criterion,
+        module: &'a Module,
+    ) -> Result<Option<bool>, RuleError> {
+        fn ok<T>(found: &Option<Result<T, RuleError>>) -> Result<Option<&T>, RuleError> {
+            found
+                .as_ref()
+                .map(|r| r.as_ref().map_err(Clone::clone))
+                .transpose()
+        }
         let criteria = self.rules[index].matches.as_ref().map_err(Clone::clone)?;
-        Ok(self.class_matches(index, module)? && name_matches(criteria, module)?)
+        let path = module.path.as_str();
+        match criterion {
+            Criterion::Class if criteria.class.is_none() => Ok(None),
+            Criterion::Class => self.class_matches(index, module).map(Some),
+            Criterion::Name => ok(&criteria.name)?.map(|name| name.is_in(path)).transpose(),
+            Criterion::Glob => ok(&criteria.glob)?
+                .map(|glob| glob.matches(path))
+                .transpose(),
+            Criterion::Layers => Ok(ok(&criteria.layers)?.map(|layers| layers.matches(path))),
+            Criterion::Type => ok(&criteria.types)?
+                .map(|types| self.has_types(types, module))
+                .transpose(),
+        }
+    }
+
+    /// Whether a module has weights, all of them of these types. Biases do not count.
+    fn has_types(&self, wanted: &TensorTypes, module: &Module) -> Result<bool, RuleError> {
+        let store = self.store.ok_or_else(|| RuleError::NoTensors {
+            location: wanted.location.clone(),
+        })?;
+        // A tensor that is missing is reported when weights are looked for.
+        let tensors = tensors_of(module, true, store).unwrap_or_default();
+        let mut weights = tensors
+            .iter()
+            .filter(|tensor| !tensor.name().ends_with(".bias"))
+            .peekable();
+        Ok(weights.peek().is_some() && weights.all(|t| wanted.types.contains(&t.ty())))
     }
 
     fn class_matches(&mut self, index: usize, module: &'a Module) -> Result<bool, RuleError> {
@@ -322,13 +423,6 @@ impl<'a> Planner<'a> {
         entry.recursive = rule.recursive;
         entry.odd = replace.odd.clone();
         Ok(entry)
-    }
-}
-
-fn name_matches(criteria: &crate::rules::Match, module: &Module) -> Result<bool, RuleError> {
-    match &criteria.name {
-        None => Ok(true),
-        Some(name) => name.as_ref().map_err(Clone::clone)?.is_in(&module.path),
     }
 }
 

@@ -6,8 +6,8 @@ use std::fmt;
 use ktx_kernels::device::{Device, DeviceKind};
 use ktx_ops::{Location, Module, Spec};
 
-use super::{Fate, Plan, Planner, Trace, name_matches};
-use crate::rules::{RuleError, RuleNote, RuleRef};
+use super::{Criterion, Fate, Plan, Planner, Trace};
+use crate::rules::{RuleError, RuleNote, RuleRef, layer_of};
 
 /// Something in a plan that is probably not meant.
 #[derive(Debug, Clone)]
@@ -80,6 +80,20 @@ pub enum Miss {
         /// The class as written.
         class: String,
     },
+    /// Its glob fits no path.
+    Glob,
+    /// The model has none of its layers.
+    Layers {
+        /// The model's last layer; none if it has none.
+        last: Option<u32>,
+    },
+    /// No module has weights of its types only.
+    Type,
+    /// Modules meet each of its conditions, and none meets all.
+    Together {
+        /// The conditions, with how many modules meet each.
+        counts: Vec<(&'static str, usize)>,
+    },
 }
 
 impl PlanWarning {
@@ -102,7 +116,7 @@ impl PlanWarning {
 
 impl fmt::Display for PlanWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = |rule: &RuleRef| rule.index + 1;
+        let number = |rule: &RuleRef| rule.number;
         match self {
             Self::Note(note) => note.fmt(f),
             Self::NeverMatches { rule, miss } => {
@@ -166,6 +180,26 @@ impl fmt::Display for Miss {
                 "its name is found in {named} path{}, and none of these modules is a `{class}` (`{path}` is a `{found}`)",
                 if *named == 1 { "" } else { "s" }
             ),
+            Self::Glob => f.write_str("its glob fits no module's path"),
+            Self::Layers { last: Some(last) } => {
+                write!(
+                    f,
+                    "the model has the layers 0 to {last}, and none of its own"
+                )
+            }
+            Self::Layers { last: None } => f.write_str("the model has no layers"),
+            Self::Type => f.write_str("no module has weights of its types, and of these only"),
+            Self::Together { counts } => {
+                let counts: Vec<String> = counts
+                    .iter()
+                    .map(|(key, count)| format!("`{key}` {count}"))
+                    .collect();
+                write!(
+                    f,
+                    "no module meets all of its conditions (by themselves: {})",
+                    counts.join(", ")
+                )
+            }
         }
     }
 }
@@ -200,7 +234,7 @@ impl<'a> Planner<'a> {
                     .cloned()
                     .map(PlanWarning::Note),
             );
-            if trace.matched[index] == 0 && !self.is_preset {
+            if trace.matched[index] == 0 && !self.rules[index].is_preset {
                 warnings.push(self.dead_rule(index, trace));
             }
         }
@@ -212,31 +246,20 @@ impl<'a> Planner<'a> {
     fn dead_rule(&mut self, index: usize, trace: &Trace) -> PlanWarning {
         let rule = self.rules[index].reference.clone();
         let (mut takers, mut cutters, mut modules) = (Vec::new(), Vec::new(), 0);
-        let (mut named, mut of_class, mut example) = (0, 0, None);
+        let mut tally = Tally::default();
         for (module, fate) in self.tree.walk().zip(&trace.fates) {
-            let criteria = self.rules[index].matches.as_ref();
-            let found = criteria.map_err(Clone::clone).and_then(|criteria| {
-                Ok((
-                    self.class_matches(index, module)?,
-                    name_matches(criteria, module)?,
-                ))
-            });
-            let (class, name) = match found {
-                Ok(found) => found,
+            let met = match self.conditions(index, module) {
+                Ok(met) => met,
                 Err(error) => return PlanWarning::NotReached { rule, error },
             };
-            if class && name {
+            tally.count(&met, module);
+            if met.iter().all(|(_, met)| *met) {
                 modules += 1;
                 match *fate {
                     Fate::Taken(by) if !takers.contains(&by) => takers.push(by),
                     Fate::Cut(by) if !cutters.contains(&by) => cutters.push(by),
                     _ => {}
                 }
-            } else if name {
-                named += 1;
-                example.get_or_insert_with(|| (module.path.clone(), module.class.clone()));
-            } else if class {
-                of_class += 1;
             }
         }
         let references = |rules: &[usize]| {
@@ -246,10 +269,8 @@ impl<'a> Planner<'a> {
                 .collect()
         };
         if modules == 0 {
-            return PlanWarning::NeverMatches {
-                rule,
-                miss: self.miss(index, named, of_class, example),
-            };
+            let miss = self.miss(index, tally);
+            return PlanWarning::NeverMatches { rule, miss };
         }
         if takers.is_empty() {
             return PlanWarning::BelowCut {
@@ -268,29 +289,68 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn miss(
-        &self,
+    /// Which of a rule's conditions a module meets.
+    fn conditions(
+        &mut self,
         index: usize,
-        named: usize,
-        of_class: usize,
-        example: Option<(String, String)>,
-    ) -> Miss {
-        let class = self.rules[index]
-            .matches
-            .as_ref()
-            .ok()
-            .and_then(|m| m.class.as_ref())
-            .and_then(|c| c.as_ref().ok());
-        match (class, example) {
-            (Some(class), Some(example)) if of_class > 0 => Miss::Both {
-                named,
-                example,
-                class: class.path.clone(),
+        module: &'a Module,
+    ) -> Result<Vec<(Criterion, bool)>, RuleError> {
+        let mut met = Vec::new();
+        for criterion in Criterion::ALL {
+            if let Some(is_met) = self.meets(index, criterion, module)? {
+                met.push((criterion, is_met));
+            }
+        }
+        Ok(met)
+    }
+
+    /// Why no module meets all conditions.
+    fn miss(&self, index: usize, tally: Tally) -> Miss {
+        let criteria = self.rules[index].matches.as_ref().ok();
+        let class = criteria
+            .and_then(|m| m.class.as_ref()?.as_ref().ok())
+            .map(|class| class.path.clone())
+            .unwrap_or_default();
+        match tally.alone.iter().find(|(_, count)| *count == 0) {
+            Some((Criterion::Class, _)) => Miss::Class { class },
+            Some((Criterion::Name, _)) => Miss::Name,
+            Some((Criterion::Glob, _)) => Miss::Glob,
+            Some((Criterion::Layers, _)) => Miss::Layers {
+                last: self.tree.walk().filter_map(|m| layer_of(&m.path)).max(),
             },
-            (Some(class), _) if of_class == 0 => Miss::Class {
-                class: class.path.clone(),
+            Some((Criterion::Type, _)) => Miss::Type,
+            None => match (&tally.alone[..], tally.named) {
+                (&[(Criterion::Class, _), (Criterion::Name, named)], Some(example)) => Miss::Both {
+                    named,
+                    example,
+                    class,
+                },
+                (alone, _) => Miss::Together {
+                    counts: alone.iter().map(|(c, n)| (c.key(), *n)).collect(),
+                },
             },
-            _ => Miss::Name,
+        }
+    }
+}
+
+/// How many modules meet each condition of a rule by itself.
+#[derive(Default)]
+struct Tally {
+    alone: Vec<(Criterion, usize)>,
+    /// The first module that has the name, with its class.
+    named: Option<(String, String)>,
+}
+
+impl Tally {
+    fn count(&mut self, met: &[(Criterion, bool)], module: &Module) {
+        if self.alone.is_empty() {
+            self.alone = met.iter().map(|(criterion, _)| (*criterion, 0)).collect();
+        }
+        for ((_, count), (criterion, is_met)) in self.alone.iter_mut().zip(met) {
+            *count += usize::from(*is_met);
+            if *is_met && *criterion == Criterion::Name && self.named.is_none() {
+                self.named = Some((module.path.clone(), module.class.clone()));
+            }
         }
     }
 }
@@ -328,7 +388,7 @@ fn layer_holes(tree: &Module, plan: &Plan) -> Vec<PlanWarning> {
     };
     let mut layers: Vec<(&str, Layer)> = Vec::new();
     for module in tree.walk() {
-        let (Some(path), Some(entry)) = (layer_of(&module.path), plan.entry(&module.path)) else {
+        let (Some(path), Some(entry)) = (layer_path(&module.path), plan.entry(&module.path)) else {
             continue;
         };
         if layers.last().is_none_or(|(last, _)| *last != path) {
@@ -376,7 +436,7 @@ fn layer_holes(tree: &Module, plan: &Plan) -> Vec<PlanWarning> {
 }
 
 /// `model.layers.3` of `model.layers.3.mlp.gate`; nothing of the layer itself.
-fn layer_of(path: &str) -> Option<&str> {
+fn layer_path(path: &str) -> Option<&str> {
     let start = path.find("layers.")? + "layers.".len();
     let digits = path[start..].find('.')?;
     let is_number = digits > 0

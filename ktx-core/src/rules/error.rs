@@ -69,19 +69,194 @@ pub enum RuleError {
         /// What it is.
         found: &'static str,
     },
+    /// The extensions are asked for in a version that is not known.
+    #[error(
+        "{location}: `ktx: {found}` asks for another version of the extensions; this program knows {known}"
+    )]
+    Version {
+        /// Where it is written.
+        location: Location,
+        /// What is written, as JSON.
+        found: String,
+        /// The version that is known.
+        known: u64,
+    },
+    /// A key that the extensions do not know.
+    #[error(
+        "{location}: `{key}` means nothing in {within}{}; it takes: {known}",
+        did_you_mean(nearest)
+    )]
+    UnknownKey {
+        /// Where it is.
+        location: Location,
+        /// The key.
+        key: String,
+        /// The mapping it stands in, in words.
+        within: &'static str,
+        /// The keys that mean something there.
+        known: &'static str,
+        /// The key that was meant, perhaps.
+        nearest: Option<String>,
+    },
+    /// A name that no variable can have.
+    #[error(
+        "{location}: `{name}` cannot name a variable: names are letters, digits, `_` and `-`, a letter first"
+    )]
+    BadVariableName {
+        /// Where it is.
+        location: Location,
+        /// The name.
+        name: String,
+    },
+    /// A value is given for a variable that no file declares.
+    #[error(
+        "`{file}` declares no variable `{name}`{}; a rule file starts with `- ktx: 1` and `variables:` to have some",
+        did_you_mean(nearest)
+    )]
+    UnknownVariable {
+        /// The rule file.
+        file: String,
+        /// The name.
+        name: String,
+        /// The variable that was meant, perhaps.
+        nearest: Option<String>,
+    },
+    /// An included file cannot be read.
+    #[error(
+        "{location}: cannot read `{file}`: {source}; names are relative to the file that includes"
+    )]
+    MissingInclude {
+        /// Where it is included.
+        location: Location,
+        /// The file.
+        file: String,
+        /// What the operating system said.
+        source: Arc<std::io::Error>,
+    },
+    /// No preset has the name that is included.
+    #[error("{location}: there is no preset `{name}`; there are {known}")]
+    UnknownPreset {
+        /// Where it is included.
+        location: Location,
+        /// The name.
+        name: String,
+        /// The presets.
+        known: String,
+    },
+    /// A file includes itself, directly or through others.
+    #[error("{location}: `{file}` is included inside of itself")]
+    IncludeCycle {
+        /// Where it is included again.
+        location: Location,
+        /// The file.
+        file: String,
+    },
+    /// Files include each other without end, or nearly so.
+    #[error(
+        "{location}: includes are nested deeper than {depth}, or there are more than {files} of them"
+    )]
+    TooManyIncludes {
+        /// The include that is one too many.
+        location: Location,
+        /// The greatest depth.
+        depth: usize,
+        /// The greatest number.
+        files: usize,
+    },
+    /// Something is wrong with an included file.
+    #[error("{source} (included at {})", chain_of(chain))]
+    Included {
+        /// What is wrong.
+        source: Box<RuleError>,
+        /// Where the file is included, and where the file that does so is, and so on.
+        chain: Vec<Location>,
+    },
     /// A rule has no `match`.
-    #[error("{location}: this rule has no `match`: add `match:` with a `name`, a `class`, or both")]
+    #[error(
+        "{location}: this rule has no `match`: add `match:` with a `name`, a `class`, or both{}",
+        switch(extension)
+    )]
     NoMatch {
         /// Where the rule starts.
         location: Location,
+        /// An extension that it uses without the switch.
+        extension: Option<&'static str>,
     },
     /// `match` names neither `name` nor `class`.
     #[error(
-        "{location}: `match` needs a `name` (a regular expression), a `class` (a class path), or both"
+        "{location}: `match` needs a `name` (a regular expression), a `class` (a class path), or both{}",
+        switch(extension)
     )]
     NoCriterion {
         /// Where `match` is.
         location: Location,
+        /// An extension that it uses without the switch.
+        extension: Option<&'static str>,
+    },
+    /// `match.glob` is no glob.
+    #[error("{location}: the glob `{glob}` is wrong at character {character}: {reason}")]
+    BadGlob {
+        /// Where in the file the glob goes wrong.
+        location: Location,
+        /// The glob.
+        glob: String,
+        /// The character of the glob, from 1.
+        character: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// `match.layers` is no list of layers.
+    #[error("{location}: `layers` takes numbers and ranges, as in `0-9,12,30-`: {reason}")]
+    BadLayers {
+        /// Where it is written.
+        location: Location,
+        /// What is wrong.
+        reason: String,
+    },
+    /// `match.type` names no type of tensors.
+    #[error(
+        "{location}: there is no tensor type `{name}`{}; `ktx inspect` lists those of a file",
+        did_you_mean(nearest)
+    )]
+    UnknownType {
+        /// Where it is written.
+        location: Location,
+        /// The name.
+        name: String,
+        /// The type that was meant, perhaps.
+        nearest: Option<String>,
+    },
+    /// `match.type` is asked where no tensors are known.
+    #[error(
+        "{location}: `type` asks for the types of tensors, and a module tree tells only names and classes; \
+         name the model's file instead"
+    )]
+    NoTensors {
+        /// Where it is written.
+        location: Location,
+    },
+    /// `${` without `}`.
+    #[error(
+        "{location}: in `{text}` a `${{` is never closed; `$${{` stands for the characters themselves"
+    )]
+    OpenVariable {
+        /// Where it is written.
+        location: Location,
+        /// The text.
+        text: String,
+    },
+    /// A variable is used that neither the file nor one that includes it declares.
+    #[error(
+        "{location}: no variable `{name}` is declared{}; declare it under `variables:` in the first item",
+        did_you_mean(nearest)
+    )]
+    UndeclaredVariable {
+        /// Where it is used.
+        location: Location,
+        /// The name.
+        name: String,
+        /// The variable that was meant, perhaps.
+        nearest: Option<String>,
     },
     /// A value has the wrong type.
     #[error("{location}: `{what}` must be {expected}, not {found}")]
@@ -173,4 +348,19 @@ pub enum RuleError {
         /// The module on which it gave up.
         path: String,
     },
+}
+
+/// `a.yaml:3:3, b.yaml:2:3`
+fn chain_of(chain: &[Location]) -> String {
+    let places: Vec<String> = chain.iter().map(Location::to_string).collect();
+    places.join(", from ")
+}
+
+fn switch(extension: &Option<&'static str>) -> String {
+    match extension {
+        Some(key) => format!(
+            "; `{key}` is an extension of ktx, which `- ktx: 1` as the file's first item switches on"
+        ),
+        None => String::new(),
+    }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use ktx_ops::{Location, Role};
 
-use super::RuleSet;
+use super::{Rule, RuleSet, layer_of};
 use crate::plan::Plan;
 
 /// One piece of advice.
@@ -29,8 +29,26 @@ impl fmt::Display for Advice {
     }
 }
 
-/// Advice that needs no model: name patterns with dots that match any character.
+/// Advice that needs no model: name patterns with dots that match any character, variables that nothing uses.
 pub fn lint(rules: &RuleSet) -> Vec<Advice> {
+    let mut advice = dots(rules);
+    advice.extend(unused_variables(rules));
+    advice
+}
+
+fn unused_variables(rules: &RuleSet) -> impl Iterator<Item = Advice> {
+    let unused = rules.variables().iter().filter(|v| !v.is_used);
+    unused.map(|variable| Advice {
+        location: variable.location.clone(),
+        message: format!(
+            "the variable `{0}` is used by no rule: it belongs into keyword arguments, as `${{{0}}}`",
+            variable.name
+        ),
+        fix: None,
+    })
+}
+
+fn dots(rules: &RuleSet) -> Vec<Advice> {
     let patterns = rules.rules().iter().filter_map(|rule| {
         let name = rule.matches.as_ref().ok()?.name.as_ref()?;
         name.as_ref().ok()
@@ -51,8 +69,38 @@ pub fn lint(rules: &RuleSet) -> Vec<Advice> {
 }
 
 /// Advice on a plan that these rules made: rules whose name pattern takes modules of several roles for
-/// one operator.
+/// one operator, and layers that the model does not have.
 pub fn lint_plan(rules: &RuleSet, plan: &Plan) -> Vec<Advice> {
+    let mut advice = several_roles(rules, plan);
+    advice.extend(layers_beyond(rules, plan));
+    advice
+}
+
+/// Ranges that reach beyond the model's last layer, of rules that take modules all the same.
+fn layers_beyond(rules: &RuleSet, plan: &Plan) -> Vec<Advice> {
+    let paths = plan.entries().iter().map(|e| e.path.as_str());
+    let Some(last) = paths.filter_map(layer_of).max() else {
+        return Vec::new();
+    };
+    let beyond = |rule: &Rule| {
+        let layers = rule.matches.as_ref().ok()?.layers.as_ref()?.as_ref().ok()?;
+        let beyond = layers.beyond(last);
+        (!beyond.is_empty()).then(|| Advice {
+            location: rule.reference.location.clone(),
+            message: format!(
+                "the layers {} reach beyond the model's, 0 to {last}",
+                beyond.join(",")
+            ),
+            fix: Some(format!(
+                "`{}-` for all up to the last",
+                beyond[0].split('-').next().unwrap_or("0")
+            )),
+        })
+    };
+    rules.rules().iter().filter_map(beyond).collect()
+}
+
+fn several_roles(rules: &RuleSet, plan: &Plan) -> Vec<Advice> {
     let mut advice = Vec::new();
     for rule in rules.rules() {
         let taken = plan.entries().iter().filter(|e| {

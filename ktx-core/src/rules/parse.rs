@@ -2,51 +2,36 @@
 
 use std::sync::Arc;
 
+use ktx_gguf::GgmlType;
 use ktx_ops::kwargs::Kwarg;
 use ktx_ops::nearest::nearest;
 use ktx_ops::{Kwargs, Location};
+use serde_json::Value;
 
 use super::error::RuleError;
+use super::glob::{BadGlob, Glob};
+use super::layers::Layers;
 use super::pattern::{BadPattern, NamePattern};
+use super::variables::Scope;
 use super::yaml::{self, Kind, Node, Pair};
 use super::yaml_scalar::Scalar;
-use super::{ClassPath, Match, Odd, Replace, Rule, RuleNote, RuleRef};
+use super::{ClassPath, Match, Odd, Replace, Rule, RuleNote, RuleRef, TensorTypes};
 
-/// All rules of a text.
-pub(super) fn rules(text: &str, file: &Arc<str>) -> Result<Vec<Rule>, RuleError> {
-    let reader = Reader { text, file };
-    let document = yaml::read(text).map_err(|e| RuleError::Syntax {
-        location: Location {
-            file: Arc::clone(file),
-            line: e.line,
-            column: e.column,
-        },
-        reason: e.reason,
-    })?;
-    let empty = || RuleError::Empty {
-        file: file.to_string(),
-    };
-    let document = document.ok_or_else(empty)?;
-    match &document.kind {
-        Kind::Sequence(items) => Ok(items
-            .iter()
-            .enumerate()
-            .map(|(i, node)| reader.rule(i, node))
-            .collect()),
-        Kind::Scalar(Scalar::Null) => Err(empty()),
-        _ => Err(RuleError::NotAList {
-            location: reader.location(&document),
-            found: document.describe(),
-        }),
-    }
+/// Keys of `match` that mean something only with the extensions.
+const EXTENSIONS: [&str; 3] = ["glob", "layers", "type"];
+
+/// Reads the rules of one file.
+pub(super) struct Reader<'a> {
+    pub text: &'a str,
+    pub file: &'a Arc<str>,
+    /// The variables; none if the extensions are off.
+    pub scope: Option<&'a Scope<'a>>,
+    pub is_preset: bool,
+    pub is_included: bool,
 }
 
-struct Reader<'a> {
-    text: &'a str,
-    file: &'a Arc<str>,
-}
-
-fn get<'n>(pairs: &'n [Pair], key: &str) -> Option<&'n Node> {
+/// The value of a key.
+pub(super) fn get<'n>(pairs: &'n [Pair], key: &str) -> Option<&'n Node> {
     pairs
         .iter()
         .find(|(k, _)| k.text() == Some(key))
@@ -54,7 +39,7 @@ fn get<'n>(pairs: &'n [Pair], key: &str) -> Option<&'n Node> {
 }
 
 impl Reader<'_> {
-    fn location(&self, node: &Node) -> Location {
+    pub(super) fn location(&self, node: &Node) -> Location {
         Location {
             file: Arc::clone(self.file),
             line: node.place.line,
@@ -62,7 +47,12 @@ impl Reader<'_> {
         }
     }
 
-    fn wrong_type(&self, node: &Node, what: &'static str, expected: &'static str) -> RuleError {
+    pub(super) fn wrong_type(
+        &self,
+        node: &Node,
+        what: &'static str,
+        expected: &'static str,
+    ) -> RuleError {
         RuleError::WrongType {
             location: self.location(node),
             what,
@@ -71,12 +61,16 @@ impl Reader<'_> {
         }
     }
 
-    fn rule(&self, index: usize, node: &Node) -> Rule {
+    /// One rule: its index among all rules, and its number in this file.
+    pub(super) fn rule(&self, index: usize, number: usize, node: &Node) -> Rule {
         let location = self.location(node);
         let reference = RuleRef {
             index,
+            number,
+            is_included: self.is_included,
             location: location.clone(),
         };
+        let is_preset = self.is_preset;
         let mut notes = Vec::new();
         let Kind::Mapping(pairs) = &node.kind else {
             let wrong = self.wrong_type(node, "rule", "a mapping with `match` and `replace`");
@@ -86,6 +80,7 @@ impl Reader<'_> {
                 replace: Err(wrong),
                 recursive: true,
                 notes,
+                is_preset,
             };
         };
         self.note_unknown_keys(
@@ -98,6 +93,15 @@ impl Reader<'_> {
             Some(node) => self.criteria(node, &mut notes),
             None => Err(RuleError::NoMatch {
                 location: location.clone(),
+                extension: self
+                    .scope
+                    .is_none()
+                    .then(|| {
+                        ["ktx", "include"]
+                            .into_iter()
+                            .find(|k| get(pairs, k).is_some())
+                    })
+                    .flatten(),
             }),
         };
         let replace = match get(pairs, "replace") {
@@ -119,6 +123,7 @@ impl Reader<'_> {
             replace,
             recursive,
             notes,
+            is_preset,
         }
     }
 
@@ -133,11 +138,15 @@ impl Reader<'_> {
             .iter()
             .filter(|(k, _)| !k.text().is_some_and(|k| known.contains(&k)))
         {
+            let is_extension = within == "match"
+                && self.scope.is_none()
+                && key.text().is_some_and(|k| EXTENSIONS.contains(&k));
             notes.push(RuleNote::IgnoredKey {
                 location: self.location(key),
                 key: key.key(),
                 within,
                 nearest: nearest(&key.key(), known.iter().copied()).map(str::to_owned),
+                is_extension,
             });
         }
     }
@@ -146,15 +155,111 @@ impl Reader<'_> {
         let Kind::Mapping(pairs) = &node.kind else {
             return Err(self.wrong_type(node, "match", "a mapping with `name`, `class`, or both"));
         };
-        self.note_unknown_keys(pairs, "match", &["name", "class"], notes);
-        let class = get(pairs, "class").map(|node| self.class(node));
-        let name = get(pairs, "name").map(|node| self.name(node));
-        if class.is_none() && name.is_none() {
+        let is_extended = self.scope.is_some();
+        if is_extended {
+            self.refuse_unknown_keys(pairs)?;
+        } else {
+            self.note_unknown_keys(pairs, "match", &["name", "class"], notes);
+        }
+        let extension = |key: &str| get(pairs, key).filter(|_| is_extended);
+        let matches = Match {
+            class: get(pairs, "class").map(|node| self.class(node)),
+            name: get(pairs, "name").map(|node| self.name(node)),
+            glob: extension("glob").map(|node| self.glob(node)),
+            layers: extension("layers").map(|node| self.layers(node)),
+            types: extension("type").map(|node| self.types(node)),
+        };
+        if matches.is_empty() {
             return Err(RuleError::NoCriterion {
                 location: self.location(node),
+                extension: EXTENSIONS.into_iter().find(|k| get(pairs, k).is_some()),
             });
         }
-        Ok(Match { class, name })
+        Ok(matches)
+    }
+
+    /// In `match`, a slip would make a rule take more modules than it should.
+    fn refuse_unknown_keys(&self, pairs: &[Pair]) -> Result<(), RuleError> {
+        let known = ["name", "class", "glob", "layers", "type"];
+        match pairs
+            .iter()
+            .find(|(k, _)| !k.text().is_some_and(|k| known.contains(&k)))
+        {
+            None => Ok(()),
+            Some((key, _)) => Err(RuleError::UnknownKey {
+                location: self.location(key),
+                key: key.key(),
+                within: "`match`",
+                known: "name, class, glob, layers, type",
+                nearest: nearest(&key.key(), known).map(str::to_owned),
+            }),
+        }
+    }
+
+    fn glob(&self, node: &Node) -> Result<Glob, RuleError> {
+        let Some(text) = node.text() else {
+            return Err(self.wrong_type(node, "glob", "a glob in quotes"));
+        };
+        Glob::new(text, self.location(node)).map_err(|BadGlob { character, reason }| {
+            RuleError::BadGlob {
+                location: self.character(node, character),
+                glob: text.to_owned(),
+                character: character + 1,
+                reason,
+            }
+        })
+    }
+
+    /// A text, a number, or a list of them. Numbers count as they are written: `010` and `1:30`, which YAML
+    /// takes for others, are no layers.
+    fn layers(&self, node: &Node) -> Result<Layers, RuleError> {
+        let text = match &node.kind {
+            Kind::Sequence(items) if !items.is_empty() => {
+                let parts = items.iter().map(|item| self.layers(item));
+                return parts.collect::<Result<_, _>>().map(Layers::join);
+            }
+            Kind::Scalar(Scalar::Text(text)) => text.as_str(),
+            Kind::Scalar(Scalar::Int(_)) => self.text.get(node.place.bytes.clone()).unwrap_or(""),
+            _ => return Err(self.wrong_type(node, "layers", "layer numbers, as in `0-9,12`")),
+        };
+        Layers::parse(text).map_err(|reason| RuleError::BadLayers {
+            location: self.location(node),
+            reason,
+        })
+    }
+
+    fn types(&self, node: &Node) -> Result<TensorTypes, RuleError> {
+        let one = |node: &Node| {
+            let Some(text) = node.text() else {
+                return Err(self.wrong_type(node, "type", "a tensor type, as in `Q4_K`"));
+            };
+            tensor_type(text).ok_or_else(|| RuleError::UnknownType {
+                location: self.location(node),
+                name: text.to_owned(),
+                nearest: nearest(text, GgmlType::ALL.iter().map(|t| t.name())).map(str::to_owned),
+            })
+        };
+        let types = match &node.kind {
+            Kind::Sequence(items) if !items.is_empty() => items
+                .iter()
+                .map(|item| one(item))
+                .collect::<Result<_, _>>()?,
+            _ => vec![one(node)?],
+        };
+        Ok(TensorTypes {
+            types,
+            location: self.location(node),
+        })
+    }
+
+    /// The place of a character of a scalar.
+    fn character(&self, node: &Node, character: usize) -> Location {
+        let (line, column) = yaml::position_in(self.text, &node.place, character);
+        Location {
+            file: Arc::clone(self.file),
+            line,
+            column,
+        }
     }
 
     fn class(&self, node: &Node) -> Result<ClassPath, RuleError> {
@@ -172,13 +277,8 @@ impl Reader<'_> {
             return Err(self.wrong_type(node, "name", "a regular expression in quotes"));
         };
         NamePattern::new(text, self.location(node)).map_err(|BadPattern { character, reason }| {
-            let (line, column) = yaml::position_in(self.text, &node.place, character);
             RuleError::BadPattern {
-                location: Location {
-                    file: Arc::clone(self.file),
-                    line,
-                    column,
-                },
+                location: self.character(node, character),
                 pattern: text.to_owned(),
                 character: character + 1,
                 reason,
@@ -230,7 +330,7 @@ impl Reader<'_> {
             None => Some(Kwargs::new()),
             Some(node) => match &node.kind {
                 Kind::Scalar(Scalar::Null) => None,
-                Kind::Mapping(pairs) => Some(self.kwargs(pairs)),
+                Kind::Mapping(pairs) => Some(self.kwargs(pairs)?),
                 _ => {
                     odd.kwargs = Some(node.to_json());
                     None
@@ -245,15 +345,40 @@ impl Reader<'_> {
         })
     }
 
-    fn kwargs(&self, pairs: &[Pair]) -> Kwargs {
+    fn kwargs(&self, pairs: &[Pair]) -> Result<Kwargs, RuleError> {
         let mut kwargs = Kwargs::new();
         for (key, value) in pairs {
             kwargs.insert(Kwarg {
                 name: key.key(),
-                value: value.to_json(),
+                value: self.value(value)?,
                 location: Some(self.location(key)),
             });
         }
-        kwargs
+        Ok(kwargs)
     }
+
+    /// The value of a keyword argument, its variables replaced.
+    fn value(&self, node: &Node) -> Result<Value, RuleError> {
+        let Some(scope) = self.scope else {
+            return Ok(node.to_json());
+        };
+        match &node.kind {
+            Kind::Scalar(Scalar::Text(text)) => scope.expand(text, &self.location(node)),
+            Kind::Scalar(scalar) => Ok(scalar.to_json()),
+            Kind::Sequence(items) => items.iter().map(|item| self.value(item)).collect(),
+            Kind::Mapping(pairs) => pairs
+                .iter()
+                .map(|(key, value)| Ok((key.key(), self.value(value)?)))
+                .collect::<Result<serde_json::Map<_, _>, _>>()
+                .map(Value::Object),
+        }
+    }
+}
+
+/// The type of this name, whatever its case.
+fn tensor_type(name: &str) -> Option<GgmlType> {
+    GgmlType::ALL
+        .iter()
+        .copied()
+        .find(|ty| ty.name().eq_ignore_ascii_case(name))
 }
