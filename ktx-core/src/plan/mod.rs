@@ -16,7 +16,7 @@ mod warning;
 
 use std::collections::HashMap;
 
-use ktx_ops::weights::tensors_of;
+use ktx_ops::sizes::sizes_of;
 use ktx_ops::{Kwargs, Location, Module, Registry, Role, WeightStore, try_registry};
 use serde_json::{Map, Value, json};
 
@@ -366,12 +366,12 @@ impl<'a> Planner<'a> {
             location: wanted.location.clone(),
         })?;
         // A tensor that is missing is reported when weights are looked for.
-        let tensors = tensors_of(module, true, store).unwrap_or_default();
+        let tensors = sizes_of(module, true, store).unwrap_or_default();
         let mut weights = tensors
             .iter()
-            .filter(|tensor| !tensor.name().ends_with(".bias"))
+            .filter(|tensor| !tensor.name.ends_with(".bias"))
             .peekable();
-        Ok(weights.peek().is_some() && weights.all(|t| wanted.types.contains(&t.ty())))
+        Ok(weights.peek().is_some() && weights.all(|t| wanted.types.contains(&t.ty)))
     }
 
     fn class_matches(&mut self, index: usize, module: &'a Module) -> Result<bool, RuleError> {
