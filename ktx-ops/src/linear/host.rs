@@ -317,6 +317,8 @@ register_operator! {
         "ktx.linear.KLinearMarlin",
         "ktransformers.operators.linear.VLinearMarlin",
         "VLinearMarlin",
+        "ktransformers.operators.linear.KLinearQ8",
+        "KLinearQ8",
     ],
     role: Linear,
     summary: "product on the file's blocks, never requantised",
