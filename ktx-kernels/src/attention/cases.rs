@@ -9,8 +9,12 @@ fn shape(heads: usize, kv_heads: usize, k_head_dim: usize, v_head_dim: usize) ->
         k_head_dim,
         v_head_dim,
         scale: (k_head_dim as f32).powf(-0.5),
+        window: None,
     }
 }
+
+/// Windows below, at and above pages and pieces.
+pub(super) const WINDOWS: &[usize] = &[1, 2, 5, 63, 64, 65, 128, 500, 512, 700, usize::MAX];
 
 /// Head counts and widths: MHA, GQA and MQA, every tail of the lanes and of the column blocks.
 pub(super) fn shapes() -> Vec<AttentionShape> {

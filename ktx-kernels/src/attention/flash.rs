@@ -1,5 +1,8 @@
 //! Tasks, pieces and the online softmax: everything of attention above the register blocks.
 
+use std::num::NonZeroUsize;
+use std::ops::Range;
+
 use super::MlaQuery;
 use super::source::{KvTile, Rows, Source};
 use super::tile;
@@ -93,6 +96,10 @@ pub(super) struct Flash<'a> {
     pub(super) k_dim: usize,
     pub(super) v_dim: usize,
     pub(super) scale: f32,
+    /// Latest positions that a query sees, its own included.
+    pub(super) window: Option<NonZeroUsize>,
+    /// A logit per head in the denominator of the softmax.
+    pub(super) sinks: Option<&'a [f32]>,
     pub(super) query: Query<'a>,
     pub(super) source: Source<'a>,
     pub(super) sequences: &'a [SequenceKv<'a>],
@@ -108,6 +115,18 @@ struct RowTile<'a> {
     group: usize,
     first: usize,
     rows: usize,
+    window: Option<NonZeroUsize>,
+}
+
+/// The positions that a query at `position` sees.
+fn seen(position: usize, window: Option<NonZeroUsize>) -> Range<usize> {
+    let end = position + 1;
+    window.map_or(0, |window| end.saturating_sub(window.get()))..end
+}
+
+/// Numbers of the pieces that hold the positions.
+fn pieces(positions: Range<usize>) -> Range<usize> {
+    positions.start / PIECE..positions.end.div_ceil(PIECE)
 }
 
 impl RowTile<'_> {
@@ -115,19 +134,31 @@ impl RowTile<'_> {
         self.sequence.past + (self.first + row) / self.group
     }
 
-    /// Positions that the last row sees.
-    fn visible(&self) -> usize {
-        self.position(self.rows - 1) + 1
+    /// The positions that a row sees.
+    fn seen(&self, row: usize) -> Range<usize> {
+        seen(self.position(row), self.window)
     }
 
-    fn pieces(&self) -> usize {
-        self.visible().div_ceil(PIECE)
+    /// The positions that any row sees.
+    fn visible(&self) -> Range<usize> {
+        self.seen(0).start..self.position(self.rows - 1) + 1
     }
 
-    /// The first row that sees `position`.
-    fn first_row_at(&self, position: usize) -> usize {
-        let row = position.saturating_sub(self.sequence.past) * self.group;
-        row.saturating_sub(self.first).min(self.rows)
+    fn pieces(&self) -> Range<usize> {
+        pieces(self.visible())
+    }
+
+    /// The rows that see some of `keys` positions from `start` on.
+    fn rows_at(&self, start: usize, keys: usize) -> Range<usize> {
+        let row_at = |position: usize| {
+            let token = position.saturating_sub(self.sequence.past);
+            let row = token.saturating_mul(self.group);
+            row.saturating_sub(self.first).min(self.rows)
+        };
+        let end = self.window.map_or(self.rows, |window| {
+            row_at((start + keys - 1).saturating_add(window.get()))
+        });
+        row_at(start)..end
     }
 
     /// Index of a row among the `[tokens, heads]` of the batch.
@@ -194,6 +225,14 @@ fn rescale(old: f32, new: f32) -> f32 {
     if old == new { 1.0 } else { (old - new).exp() }
 }
 
+/// Factor on a row's sums, taken relative to `max`, that makes them shares of the softmax with one
+/// more logit.
+fn with_sink(max: f32, sum: f32, sink: f32) -> f32 {
+    let largest = max.max(sink);
+    let keep = rescale(max, largest);
+    keep / (sum * keep + rescale(sink, largest))
+}
+
 /// What a task works in.
 struct Buffers<'s> {
     q: &'s mut [f32],
@@ -237,7 +276,9 @@ impl Flash<'_> {
             "attention: {} floats of scratch, {needed} needed",
             scratch.len()
         );
-        let work = |s: &SequenceKv<'_>| s.tokens * s.len() * self.heads * (self.k_dim + self.v_dim);
+        let work = |s: &SequenceKv<'_>| {
+            s.tokens * self.visible(s).len() * self.heads * (self.k_dim + self.v_dim)
+        };
         let (out, scratch) = (DisjointMut::new(out), DisjointMut::new(scratch));
         if self.sequences.iter().map(work).sum::<usize>() < SERIAL_WORK {
             for index in 0..self.tiles(ROW_TILE) {
@@ -245,8 +286,9 @@ impl Flash<'_> {
             }
             return;
         }
-        let lengths = self.sequences.iter().filter(|s| s.tokens > 0);
-        let pieces = lengths.map(|s| s.len().div_ceil(PIECE)).max().unwrap_or(0);
+        let sequences = self.sequences.iter().filter(|s| s.tokens > 0);
+        let pieces = sequences.map(|s| pieces(self.visible(s)).len());
+        let pieces = pieces.max().unwrap_or(0);
         let row_tile = self.row_tile(TASKS_PER_THREAD * threads, pieces);
         let tiles = self.tiles(row_tile);
         if threads > 1 && pieces > 1 && tiles < TASKS_PER_THREAD * threads {
@@ -260,6 +302,11 @@ impl Flash<'_> {
 
     fn group(&self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// The positions that any token of a sequence sees.
+    fn visible(&self, sequence: &SequenceKv<'_>) -> Range<usize> {
+        seen(sequence.past, self.window).start..sequence.len()
     }
 
     /// The largest tile with which tiles and pieces make `tasks` tasks.
@@ -294,6 +341,7 @@ impl Flash<'_> {
                     group: self.group(),
                     first,
                     rows: row_tile.min(sequence.tokens * self.group() - first),
+                    window: self.window,
                 };
             }
             index -= tiles * self.kv_heads;
@@ -321,8 +369,9 @@ impl Flash<'_> {
         let mut partial = Partial::carve(partial, tile.rows, self.v_dim);
         let mut buffers = Buffers::carve(buffers, self.k_dim, self.v_dim);
         self.pack_query(&tile, buffers.q);
-        self.piece(&tile, 0, &mut buffers, &mut total);
-        for piece in 1..tile.pieces() {
+        let pieces = tile.pieces();
+        self.piece(&tile, pieces.start, &mut buffers, &mut total);
+        for piece in pieces.skip(1) {
             self.piece(&tile, piece, &mut buffers, &mut partial);
             total.merge(&partial, self.v_dim);
         }
@@ -330,7 +379,7 @@ impl Flash<'_> {
     }
 
     /// Few tiles and a long context: waves of (tile, piece) tasks into slots, each followed by a
-    /// merge of every tile's slots in ascending order.
+    /// merge of every tile's slots in ascending order. `pieces` are the most that a tile has.
     fn run_split(
         &self,
         pool: &ThreadPool,
@@ -349,10 +398,9 @@ impl Flash<'_> {
             let count = wave.min(pieces - start);
             pool.run_with_worker(tiles * count, &|task, worker| {
                 let tile = self.tile(row_tile, task % tiles);
-                let piece = start + task / tiles;
-                if piece >= tile.pieces() {
+                let Some(piece) = tile.pieces().nth(start + task / tiles) else {
                     return;
-                }
+                };
                 // SAFETY: no two tasks run at once with one worker number.
                 let memory = unsafe { scratch.part(worker * worker_floats, worker_floats) };
                 let mut buffers = Buffers::carve(memory, self.k_dim, self.v_dim);
@@ -366,7 +414,7 @@ impl Flash<'_> {
                 let tile = self.tile(row_tile, index);
                 // SAFETY: every tile has a total of its own.
                 let total = unsafe { scratch.part(totals + index * slot_floats, slot_floats) };
-                for i in 0..count.min(tile.pieces().saturating_sub(start)) {
+                for i in 0..count.min(tile.pieces().len().saturating_sub(start)) {
                     let slot = slots + (i * tiles + index) * slot_floats;
                     // SAFETY: the slots of a tile are read by its merge alone.
                     let slot = unsafe { scratch.part(slot, slot_floats) };
@@ -393,10 +441,13 @@ impl Flash<'_> {
 
     fn store(&self, tile: &RowTile<'_>, total: &Partial<'_>, out: &DisjointMut<'_, f32>) {
         for (r, acc) in total.acc.chunks_exact(self.v_dim).enumerate() {
-            let start = tile.batch_row(r, self.heads) * self.v_dim;
+            let row = tile.batch_row(r, self.heads);
             // SAFETY: every output row belongs to one tile.
-            let out = unsafe { out.part(start, self.v_dim) };
-            let inverse = 1.0 / total.sum[r];
+            let out = unsafe { out.part(row * self.v_dim, self.v_dim) };
+            let inverse = match self.sinks {
+                None => 1.0 / total.sum[r],
+                Some(sinks) => with_sink(total.max[r], total.sum[r], sinks[row % self.heads]),
+            };
             out.iter_mut().zip(acc).for_each(|(o, a)| *o = a * inverse);
         }
     }
@@ -410,8 +461,10 @@ impl Flash<'_> {
         result: &mut Partial<'_>,
     ) {
         result.clear();
-        let end = tile.visible().min((piece + 1) * PIECE);
-        for start in (piece * PIECE..end).step_by(PAGE_TOKENS) {
+        let visible = tile.visible();
+        let first = visible.start / PAGE_TOKENS * PAGE_TOKENS;
+        let end = visible.end.min((piece + 1) * PIECE);
+        for start in (first.max(piece * PIECE)..end).step_by(PAGE_TOKENS) {
             let keys = PAGE_TOKENS.min(end - start);
             self.page(tile, start, keys, buffers, result);
         }
@@ -427,26 +480,28 @@ impl Flash<'_> {
         result: &mut Partial<'_>,
     ) {
         let (k_dim, v_dim) = (self.k_dim, self.v_dim);
-        let first = tile.first_row_at(start);
+        let rows = tile.rows_at(start, keys);
         let kv = self
             .source
             .tile(tile.sequence, start, tile.kv_head, k_dim, v_dim);
-        let (k, v) = self.operands(kv, keys, tile.rows - first, buffers.k, buffers.v);
-        let q = &buffers.q[first * k_dim..tile.rows * k_dim];
-        let scores = &mut buffers.scores[first * PAGE_TOKENS..];
+        let (k, v) = self.operands(kv, keys, rows.len(), buffers.k, buffers.v);
+        let q = &buffers.q[rows.start * k_dim..rows.end * k_dim];
+        let scores = &mut buffers.scores[..rows.len() * PAGE_TOKENS];
         tile::scores(self.level, q, k_dim, k, keys, scores);
         let mut correction = [0.0; ROW_TILE];
-        for r in first..tile.rows {
-            let row = &mut scores[(r - first) * PAGE_TOKENS..][..keys];
-            let (seen, hidden) = row.split_at_mut(keys.min(tile.position(r) + 1 - start));
+        for (i, (r, row)) in rows.clone().zip(scores.chunks_mut(PAGE_TOKENS)).enumerate() {
+            let seen = tile.seen(r);
+            let (row, later) = row[..keys].split_at_mut(keys.min(seen.end - start));
+            let (earlier, seen) = row.split_at_mut(seen.start.saturating_sub(start));
             let (max, sum) = tile::exp_row(self.level, seen, result.max[r]);
             let factor = rescale(result.max[r], max);
             result.max[r] = max;
             result.sum[r] = result.sum[r] * factor + sum;
-            hidden.fill(0.0);
-            correction[r - first] = factor;
+            earlier.fill(0.0);
+            later.fill(0.0);
+            correction[i] = factor;
         }
-        let acc = &mut result.acc[first * v_dim..];
+        let acc = &mut result.acc[rows.start * v_dim..rows.end * v_dim];
         tile::add_values(self.level, scores, &correction, v, keys, acc, v_dim);
     }
 

@@ -16,6 +16,10 @@
 //! several tasks share them, a row goes through the same operations in the same order: the
 //! result does not depend on the number of threads, on the other rows of the batch, or on how a
 //! prompt is cut into chunks.
+//!
+//! A sliding window costs nothing where there is none, and where there is one, pages and pieces
+//! that no row of a tile sees are not visited. A sink (a logit per head that takes its share of the
+//! softmax and has no value) enters when a finished row is normalised.
 
 #[cfg(test)]
 mod cases;
@@ -26,6 +30,8 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod tile;
+
+use std::num::NonZeroUsize;
 
 use crate::cpu::{self, IsaLevel};
 use crate::kv::{LayerKv, PAGE_TOKENS, SequenceKv};
@@ -46,6 +52,8 @@ pub struct AttentionShape {
     pub v_head_dim: usize,
     /// Factor on the scores before the softmax.
     pub scale: f32,
+    /// Latest positions that a query sees, its own included; `None` for all.
+    pub window: Option<NonZeroUsize>,
 }
 
 impl AttentionShape {
@@ -66,6 +74,16 @@ impl AttentionShape {
             self.kv_heads
         );
     }
+}
+
+/// Queries of grouped attention.
+#[derive(Debug, Clone, Copy)]
+pub struct GqaQuery<'a> {
+    /// Query rows, `[tokens, heads * k_head_dim]`.
+    pub rows: &'a [f32],
+    /// A logit for each head, unscaled, that is a further term of the softmax' denominator
+    /// ("Efficient Streaming Language Models with Attention Sinks", learned form), `[heads]`.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// Heads, widths and scale of absorbed multi-head latent attention.
@@ -104,8 +122,7 @@ pub struct MlaQuery<'a> {
 
 /// Attention of query rows over paged keys and values.
 ///
-/// `q` is `[tokens, heads * k_head_dim]` and `out` `[tokens, heads * v_head_dim]`, the sequences'
-/// tokens one after the other. Keys and values of the new positions must be in the cache, whose
+/// `out` is `[tokens, heads * v_head_dim]`, the sequences' tokens one after the other. Keys and values of the new positions must be in the cache, whose
 /// rows are `kv_heads` heads wide. `scratch` holds [`AttentionShape::scratch_floats`].
 ///
 /// # Panics
@@ -115,11 +132,20 @@ pub fn gqa(
     shape: &AttentionShape,
     kv: &LayerKv,
     sequences: &[SequenceKv<'_>],
-    q: &[f32],
+    query: &GqaQuery<'_>,
     out: &mut [f32],
     scratch: &mut [f32],
 ) {
-    gqa_at(cpu::level(), pool, shape, kv, sequences, q, out, scratch);
+    gqa_at(
+        cpu::level(),
+        pool,
+        shape,
+        kv,
+        sequences,
+        query,
+        out,
+        scratch,
+    );
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -129,7 +155,7 @@ pub(crate) fn gqa_at(
     shape: &AttentionShape,
     kv: &LayerKv,
     sequences: &[SequenceKv<'_>],
-    q: &[f32],
+    query: &GqaQuery<'_>,
     out: &mut [f32],
     scratch: &mut [f32],
 ) {
@@ -145,7 +171,14 @@ pub(crate) fn gqa_at(
         "gqa: value row of the cache"
     );
     let tokens = check_sequences(sequences);
-    assert_eq!(q.len(), tokens * shape.heads * shape.k_head_dim, "gqa: q");
+    assert_eq!(
+        query.rows.len(),
+        tokens * shape.heads * shape.k_head_dim,
+        "gqa: query rows"
+    );
+    if let Some(sinks) = query.sinks {
+        assert_eq!(sinks.len(), shape.heads, "gqa: sinks");
+    }
     assert_eq!(
         out.len(),
         tokens * shape.heads * shape.v_head_dim,
@@ -158,7 +191,9 @@ pub(crate) fn gqa_at(
         k_dim: shape.k_head_dim,
         v_dim: shape.v_head_dim,
         scale: shape.scale,
-        query: Query::packed(q, shape.k_head_dim),
+        query: Query::packed(query.rows, shape.k_head_dim),
+        window: shape.window,
+        sinks: query.sinks,
         source: Source::Paged { kv },
         sequences,
     };
@@ -237,6 +272,8 @@ pub(crate) fn mla_at(
         v_dim: kv_lora,
         scale,
         query: Query::mla(query, kv_lora, rope),
+        window: None,
+        sinks: None,
         source: Source::Latent { kv },
         sequences,
     };
@@ -296,6 +333,8 @@ pub(crate) fn dense_at(
         v_dim: shape.v_head_dim,
         scale: shape.scale,
         query: Query::packed(q, shape.k_head_dim),
+        window: shape.window,
+        sinks: None,
         source: Source::Dense {
             k,
             v,

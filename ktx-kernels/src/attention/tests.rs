@@ -1,3 +1,5 @@
+use std::num::NonZeroUsize;
+
 use half::f16;
 
 use super::*;
@@ -78,7 +80,12 @@ impl Fixture {
         self.lengths.iter().map(|(_, tokens)| tokens).sum()
     }
 
-    fn expected(&self, shape: &AttentionShape, q: &[f32]) -> Vec<f64> {
+    fn expected(
+        &self,
+        shape: &AttentionShape,
+        q: &[f32],
+        sinks: Option<&[f32]>,
+    ) -> Vec<f64> {
         let (kd, vd) = (shape.k_head_dim, shape.v_head_dim);
         let group = shape.heads / shape.kv_heads;
         let mut queries = q.chunks(kd);
@@ -87,8 +94,11 @@ impl Fixture {
             for t in 0..tokens {
                 for h in 0..shape.heads {
                     let column = |x: &[f32], dim: usize| -> Vec<Vec<f64>> {
+                        let end = past + t + 1;
+                        let start = shape.window.map_or(0, |w| end.saturating_sub(w.get()));
                         x.chunks(shape.kv_heads * dim)
-                            .take(past + t + 1)
+                            .take(end)
+                            .skip(start)
                             .map(|row| reference::widen(&row[h / group * dim..][..dim]))
                             .collect()
                     };
@@ -98,6 +108,7 @@ impl Fixture {
                         &column(k, kd),
                         &column(v, vd),
                         shape.scale,
+                        sinks.map(|sinks| sinks[h]),
                     ));
                 }
             }
@@ -113,6 +124,17 @@ fn run_gqa(
     fixture: &Fixture,
     q: &[f32],
 ) -> Vec<f32> {
+    run_gqa_with(level, pool, shape, fixture, q, None)
+}
+
+fn run_gqa_with(
+    level: IsaLevel,
+    pool: &ThreadPool,
+    shape: &AttentionShape,
+    fixture: &Fixture,
+    q: &[f32],
+    sinks: Option<&[f32]>,
+) -> Vec<f32> {
     let mut out = vec![f32::NAN; fixture.tokens() * shape.heads * shape.v_head_dim];
     let mut scratch = vec![f32::NAN; shape.scratch_floats(pool.threads())];
     let sequences = fixture.sequences();
@@ -122,7 +144,7 @@ fn run_gqa(
         shape,
         &fixture.kv,
         &sequences,
-        q,
+        &GqaQuery { rows: q, sinks },
         &mut out,
         &mut scratch,
     );
@@ -146,7 +168,7 @@ fn gqa_fixture(
 fn check_gqa(pool: &ThreadPool, shape: &AttentionShape, batch: &[(usize, usize)]) {
     for kv_type in [KvType::F32, KvType::F16] {
         let (fixture, q) = gqa_fixture(kv_type, shape, batch);
-        let expected = fixture.expected(shape, &q);
+        let expected = fixture.expected(shape, &q, None);
         for level in IsaLevel::supported() {
             let out = run_gqa(level, pool, shape, &fixture, &q);
             let what = format!("{level} {kv_type:?} {shape:?} {batch:?}");
@@ -177,13 +199,113 @@ fn gqa_agrees_with_f64_over_several_pieces() {
     }
 }
 
+fn windowed(shape: &AttentionShape, window: usize) -> AttentionShape {
+    AttentionShape {
+        window: NonZeroUsize::new(window),
+        ..*shape
+    }
+}
+
+#[test]
+fn a_window_shows_the_latest_positions_only() {
+    let shapes = cases::shapes();
+    for pool in [&pools()[0], &pools()[3]] {
+        for &window in cases::WINDOWS {
+            for batch in cases::BATCHES {
+                check_gqa(pool, &windowed(&shapes[8], window), batch);
+            }
+            for batch in cases::LONG_BATCHES {
+                check_gqa(pool, &windowed(&shapes[0], window), batch);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_window_as_long_as_the_context_changes_no_bit() {
+    for shape in [&cases::shapes()[0], &cases::shapes()[3]] {
+        for batch in cases::BATCHES.iter().chain(cases::LONG_BATCHES) {
+            let (fixture, q) = gqa_fixture(KvType::F16, shape, batch);
+            let longest = batch.iter().map(|(past, tokens)| past + tokens).max();
+            let shown = windowed(shape, longest.unwrap());
+            for level in IsaLevel::supported() {
+                let pool = &pools()[2];
+                assert_eq!(
+                    run_gqa(level, pool, &shown, &fixture, &q),
+                    run_gqa(level, pool, shape, &fixture, &q)
+                );
+            }
+        }
+    }
+}
+
+/// NaN in every page that no query sees: reading one would show.
+#[test]
+fn pages_outside_of_the_window_are_not_read() {
+    let shape = windowed(&cases::shapes()[3], 70);
+    for (past, tokens) in [(700, 1), (690, 30), (1300, 3)] {
+        let (mut fixture, q) = gqa_fixture(KvType::F32, &shape, &[(past, tokens)]);
+        let before = run_gqa(cpu::level(), &pools()[1], &shape, &fixture, &q);
+        for page in 0..(past + 1 - 70) / PAGE_TOKENS {
+            let page = fixture.pages[0][page];
+            for slot in 0..PAGE_TOKENS {
+                let (k, v) = ([f32::NAN; 128], [f32::NAN; 128]);
+                fixture.kv.write(page, slot, &k, &v);
+            }
+        }
+        for pool in pools() {
+            let after = run_gqa(cpu::level(), &pool, &shape, &fixture, &q);
+            assert_eq!(after, before, "{past} {tokens}");
+        }
+    }
+}
+
+#[test]
+fn sinks_take_their_share_of_the_softmax() {
+    let shapes = cases::shapes();
+    for (shape, window) in [(&shapes[0], usize::MAX), (&shapes[8], 3), (&shapes[0], 100)] {
+        let shape = windowed(shape, window);
+        for batch in cases::BATCHES.iter().chain(cases::LONG_BATCHES) {
+            let (fixture, q) = gqa_fixture(KvType::F16, &shape, batch);
+            for size in [1.0, 30.0] {
+                let sinks = Random::new(9).floats(shape.heads, size);
+                let expected = fixture.expected(&shape, &q, Some(&sinks));
+                for level in IsaLevel::supported() {
+                    let pool = &pools()[2];
+                    let out = run_gqa_with(level, pool, &shape, &fixture, &q, Some(&sinks));
+                    let what = format!("{level} {shape:?} {batch:?} {size}");
+                    assert_close(&out, &expected, 1e-11, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sink_far_below_the_scores_changes_nothing_and_one_far_above_leaves_nothing() {
+    let shape = cases::shapes()[0];
+    let (fixture, q) = gqa_fixture(KvType::F32, &shape, &[(90, 5), (0, 1)]);
+    let pool = &pools()[1];
+    let run = |sink: f32| {
+        let sinks = vec![sink; shape.heads];
+        run_gqa_with(cpu::level(), pool, &shape, &fixture, &q, Some(&sinks))
+    };
+    let plain = run_gqa(cpu::level(), pool, &shape, &fixture, &q);
+    for sink in [-1e4, f32::MIN, f32::NEG_INFINITY] {
+        assert_eq!(run(sink), plain, "{sink}");
+    }
+    for sink in [1e4, f32::MAX] {
+        assert!(run(sink).iter().all(|x| *x == 0.0), "{sink}");
+    }
+}
+
 /// An unrounded cache's reference for what an F16 cache computes.
 #[test]
 fn an_f16_cache_is_within_1e_6_of_unrounded_keys_and_values() {
     let shape = cases::shapes()[0];
     let (mut exact, q) = gqa_fixture(KvType::F32, &shape, &[(150, 20)]);
     let (rounded, _) = gqa_fixture(KvType::F16, &shape, &[(150, 20)]);
-    let expected = exact.expected(&shape, &q);
+    let expected = exact.expected(&shape, &q, None);
     exact.kv = rounded.kv;
     let out = run_gqa(cpu::level(), &pools()[1], &shape, &exact, &q);
     assert_close(&out, &expected, 1e-6, "F16 cache");
@@ -242,8 +364,9 @@ fn mla_expected(shape: &MlaShape, fixture: &mut Fixture, q: &[f32]) -> Vec<f64> 
         k_head_dim: width,
         v_head_dim: shape.kv_lora,
         scale: shape.scale,
+        window: None,
     };
-    fixture.expected(&as_gqa, q)
+    fixture.expected(&as_gqa, q, None)
 }
 
 #[test]
@@ -291,6 +414,17 @@ fn dense_attention_equals_that_over_pages() {
 
 #[test]
 fn results_do_not_depend_on_the_thread_count() {
+    for window in [1, 100, 700] {
+        let shape = windowed(&cases::shapes()[0], window);
+        for batch in cases::LONG_BATCHES {
+            let (fixture, q) = gqa_fixture(KvType::F16, &shape, batch);
+            let expected = run_gqa(cpu::level(), &pools()[0], &shape, &fixture, &q);
+            for pool in pools() {
+                let out = run_gqa(cpu::level(), &pool, &shape, &fixture, &q);
+                assert_eq!(out, expected, "{window} {batch:?} {}", pool.threads());
+            }
+        }
+    }
     let mla = cases::mla_shapes()[0];
     for batch in [
         &[(1700, 1)][..],
@@ -324,11 +458,16 @@ fn results_do_not_depend_on_the_thread_count() {
 
 #[test]
 fn a_prompt_in_one_call_equals_it_in_chunks_and_token_by_token() {
-    let shape = cases::shapes()[0];
-    let total = 150;
-    let (mut fixture, q) = gqa_fixture(KvType::F16, &shape, &[(0, total)]);
+    for window in [3, 70, 400, usize::MAX] {
+        chunks_agree(&windowed(&cases::shapes()[0], window), 150);
+    }
+    chunks_agree(&windowed(&cases::shapes()[3], 600), 1200);
+}
+
+fn chunks_agree(shape: &AttentionShape, total: usize) {
+    let (mut fixture, q) = gqa_fixture(KvType::F16, shape, &[(0, total)]);
     let pool = &pools()[2];
-    let whole = run_gqa(cpu::level(), pool, &shape, &fixture, &q);
+    let whole = run_gqa(cpu::level(), pool, shape, &fixture, &q);
     let (q_row, out_row) = (
         shape.heads * shape.k_head_dim,
         shape.heads * shape.v_head_dim,
@@ -338,7 +477,7 @@ fn a_prompt_in_one_call_equals_it_in_chunks_and_token_by_token() {
             let tokens = chunk.min(total - past);
             fixture.lengths = vec![(past, tokens)];
             let q = &q[past * q_row..][..tokens * q_row];
-            let out = run_gqa(cpu::level(), pool, &shape, &fixture, q);
+            let out = run_gqa(cpu::level(), pool, shape, &fixture, q);
             assert_eq!(
                 out,
                 whole[past * out_row..][..tokens * out_row],
@@ -373,10 +512,11 @@ fn huge_scores_do_not_overflow() {
         k_head_dim: 8,
         v_head_dim: 8,
         scale: 1000.0,
+        window: None,
     };
     let (fixture, q) = gqa_fixture(KvType::F32, &shape, &[(90, 2)]);
     let out = run_gqa(cpu::level(), &pools()[0], &shape, &fixture, &q);
-    assert_close(&out, &fixture.expected(&shape, &q), 1e-6, "huge scores");
+    assert_close(&out, &fixture.expected(&shape, &q, None), 1e-6, "huge scores");
 }
 
 #[test]
@@ -433,7 +573,10 @@ fn too_little_scratch_is_refused() {
         &shape,
         &fixture.kv,
         &fixture.sequences(),
-        &q,
+        &GqaQuery {
+            rows: &q,
+            sinks: None,
+        },
         &mut out,
         &mut [0.0; 64],
     );
