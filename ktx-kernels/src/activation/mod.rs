@@ -1,4 +1,4 @@
-//! Element-wise operations: SiLU, sigmoid, sums, and the softmax of rows.
+//! Element-wise operations: SiLU and other gated activations, sigmoid, sums, and the softmax of rows.
 //!
 //! All are bound by memory on long slices (SiLU-multiply moves 12 bytes an element for some 25
 //! operations), so a slice of more than [`PARALLEL_ELEMENTS`] is cut into chunks of that size for
@@ -11,7 +11,7 @@
 mod cases;
 pub(crate) mod exp;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +45,57 @@ pub(crate) fn silu_mul_at(
         let (gate, up) = (&gate[start..][..out.len()], &up[start..][..out.len()]);
         // SAFETY: `level` is supported by this CPU and the three slices have one length.
         unsafe { silu_mul_chunk(level, gate, up, out) }
+    });
+}
+
+/// What joins the two halves of a gated feed-forward block.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum GatedActivation {
+    /// `silu(gate) * up`.
+    #[default]
+    SwiGlu,
+    /// `g * sigmoid(alpha * g) * (u + 1)` of `g = min(gate, limit)` and `u` = `up` clamped to
+    /// `-limit..=limit`.
+    ClampedSwiGlu {
+        /// Factor in the sigmoid (1.702 makes `g * sigmoid(alpha * g)` close to GELU).
+        alpha: f32,
+        /// Bound of gate (from above) and up (from both sides).
+        limit: f32,
+    },
+}
+
+/// `out = activation(gate, up)`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn gated(
+    pool: &ThreadPool,
+    activation: GatedActivation,
+    gate: &[f32],
+    up: &[f32],
+    out: &mut [f32],
+) {
+    gated_at(cpu::level(), pool, activation, gate, up, out);
+}
+
+pub(crate) fn gated_at(
+    level: IsaLevel,
+    pool: &ThreadPool,
+    activation: GatedActivation,
+    gate: &[f32],
+    up: &[f32],
+    out: &mut [f32],
+) {
+    let (alpha, limit) = match activation {
+        GatedActivation::SwiGlu => return silu_mul_at(level, pool, gate, up, out),
+        GatedActivation::ClampedSwiGlu { alpha, limit } => (alpha, limit),
+    };
+    assert_eq!(gate.len(), out.len(), "gated: gate and out");
+    assert_eq!(up.len(), out.len(), "gated: up and out");
+    in_chunks(pool, out, &|start, out| {
+        let (gate, up) = (&gate[start..][..out.len()], &up[start..][..out.len()]);
+        // SAFETY: `level` is supported by this CPU and the three slices have one length.
+        unsafe { clamped_swiglu_chunk(level, gate, up, alpha, limit, out) }
     });
 }
 
@@ -191,6 +242,13 @@ lanes_entry! {
 lanes_entry! {
     /// # Safety
     /// The level is supported; the slices have one length.
+    unsafe fn clamped_swiglu_chunk(gate: &[f32], up: &[f32], alpha: f32, limit: f32, out: &mut [f32])
+        = clamped_swiglu_lanes
+}
+
+lanes_entry! {
+    /// # Safety
+    /// The level is supported; the slices have one length.
     unsafe fn silu_mul_in_place_chunk(up: &[f32], x: &mut [f32]) = silu_mul_in_place_lanes
 }
 
@@ -234,6 +292,48 @@ unsafe fn silu_mul_lanes<L: Lanes>(gate: &[f32], up: &[f32], out: &mut [f32]) {
             let gate = L::load_partial(gate.add(whole), rest);
             let up = L::load_partial(up.add(whole), rest);
             silu_mul_vector(gate, up).store_partial(out.add(whole), rest);
+        }
+    }
+}
+
+/// [`GatedActivation::ClampedSwiGlu`] of one vector. NaN passes: it is the second operand of every
+/// minimum and maximum.
+#[inline(always)]
+unsafe fn clamped_swiglu_vector<L: Lanes>(gate: L, up: L, alpha: L, limit: L) -> L {
+    // SAFETY: the caller has the instruction set.
+    unsafe {
+        let one = L::splat(1.0);
+        let g = limit.min(gate);
+        let u = limit.min(L::splat(0.0).sub(limit).max(up));
+        let denominator = one.add(exp(L::splat(0.0).sub(alpha.mul(g))));
+        g.div(denominator).mul(u.add(one))
+    }
+}
+
+#[inline(always)]
+unsafe fn clamped_swiglu_lanes<L: Lanes>(
+    gate: &[f32],
+    up: &[f32],
+    alpha: f32,
+    limit: f32,
+    out: &mut [f32],
+) {
+    let len = out.len();
+    let whole = len - len % L::COUNT;
+    let (gate, up, out) = (gate.as_ptr(), up.as_ptr(), out.as_mut_ptr());
+    // SAFETY: all three slices have `len` elements; every access is below it.
+    unsafe {
+        let (alpha, limit) = (L::splat(alpha), L::splat(limit));
+        for i in (0..whole).step_by(L::COUNT) {
+            let (gate, up) = (L::load(gate.add(i)), L::load(up.add(i)));
+            clamped_swiglu_vector(gate, up, alpha, limit).store(out.add(i));
+        }
+        if whole < len {
+            let rest = len - whole;
+            let gate = L::load_partial(gate.add(whole), rest);
+            let up = L::load_partial(up.add(whole), rest);
+            let result = clamped_swiglu_vector(gate, up, alpha, limit);
+            result.store_partial(out.add(whole), rest);
         }
     }
 }

@@ -8,6 +8,11 @@ pub(super) fn silu_mul(gate: &[f32], up: &[f32]) -> Vec<f64> {
         .collect()
 }
 
+pub(crate) fn clamped_swiglu(gate: f64, up: f64, alpha: f64, limit: f64) -> f64 {
+    let g = gate.min(limit);
+    g / (1.0 + (-alpha * g).exp()) * (up.clamp(-limit, limit) + 1.0)
+}
+
 pub(super) fn sigmoid(x: &[f32]) -> Vec<f64> {
     x.iter()
         .map(|&x| 1.0 / (1.0 + (-f64::from(x)).exp()))

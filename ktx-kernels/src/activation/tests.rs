@@ -102,6 +102,43 @@ fn silu_of_extremes_is_finite_or_what_ieee_says() {
     assert!(out[5].is_nan());
 }
 
+const CLAMPED: GatedActivation = GatedActivation::ClampedSwiGlu {
+    alpha: 1.702,
+    limit: 7.0,
+};
+
+#[test]
+fn clamped_swiglu_agrees_with_f64_at_every_length() {
+    let pool = ThreadPool::new(NonZeroUsize::new(3).unwrap());
+    for level in IsaLevel::supported() {
+        for &len in cases::LENGTHS {
+            let mut random = Random::new(len as u64 + 2);
+            let (gate, up) = (random.floats(len, 12.0), random.floats(len, 12.0));
+            let mut out = vec![f32::NAN; len];
+            gated_at(level, &pool, CLAMPED, &gate, &up, &mut out);
+            let pairs = gate.iter().zip(&up);
+            let expected: Vec<f64> = pairs
+                .map(|(&g, &u)| {
+                    reference::clamped_swiglu(g.into(), u.into(), f64::from(1.702f32), 7.0)
+                })
+                .collect();
+            assert_close(&out, &expected, 1e-13, "clamped SwiGLU");
+        }
+    }
+}
+
+#[test]
+fn clamped_swiglu_bounds_what_is_infinite_and_passes_nan_on() {
+    let pool = ThreadPool::new(NonZeroUsize::MIN);
+    let (inf, nan) = (f32::INFINITY, f32::NAN);
+    let mut out = [1.0; 6];
+    let (gate, up) = ([inf, inf, -inf, 0.0, nan, 1.0], [inf, -inf, inf, inf, 1.0, nan]);
+    gated(&pool, CLAMPED, &gate, &up, &mut out);
+    assert!((out[0] - 56.0).abs() < 1e-3 && (out[1] + 42.0).abs() < 1e-3);
+    assert_eq!(out[3], 0.0);
+    assert!(out[4].is_nan() && out[5].is_nan());
+}
+
 #[test]
 fn in_place_silu_mul_equals_the_other() {
     let pool = ThreadPool::new(NonZeroUsize::new(2).unwrap());

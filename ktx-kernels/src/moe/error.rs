@@ -27,6 +27,20 @@ pub enum MoeError {
         /// Columns given.
         actual_cols: usize,
     },
+    /// A bias is not one value per expert and row.
+    #[error(
+        "the experts' {stack} bias has {actual} values, but {experts} x {rows} belong there"
+    )]
+    BiasLength {
+        /// `gate`, `up` or `down`.
+        stack: &'static str,
+        /// Number of experts.
+        experts: usize,
+        /// Rows of an expert.
+        rows: usize,
+        /// Values given.
+        actual: usize,
+    },
     /// The input is not whole tokens.
     #[error("an input of {actual} values is not whole tokens of {hidden}")]
     InputLength {

@@ -1,6 +1,7 @@
 use ktx_gguf::GgmlType;
 
 use super::MoeError;
+use crate::activation::GatedActivation;
 use crate::linear::{Forms, LinearError, Precision, WeightRows};
 
 /// One of the three projections of all experts: `[experts, rows, cols]`.
@@ -121,10 +122,23 @@ pub struct MoeWeights<'a> {
     pub(super) gate: ExpertStack<'a>,
     pub(super) up: ExpertStack<'a>,
     pub(super) down: ExpertStack<'a>,
+    pub(super) biases: Option<ExpertBiases<'a>>,
+    pub(super) activation: GatedActivation,
+}
+
+/// What is added to the products of every expert.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpertBiases<'a> {
+    /// `[experts, intermediate]`.
+    pub gate: &'a [f32],
+    /// `[experts, intermediate]`.
+    pub up: &'a [f32],
+    /// `[experts, hidden]`.
+    pub down: &'a [f32],
 }
 
 impl<'a> MoeWeights<'a> {
-    /// Puts the three stacks together.
+    /// Puts the three stacks together: experts without biases, with SwiGLU between gate and up.
     ///
     /// # Errors
     /// [`MoeError::Shape`] when up differs in shape from gate, or down is not its transpose.
@@ -135,7 +149,44 @@ impl<'a> MoeWeights<'a> {
     ) -> Result<Self, MoeError> {
         check("up", &up, gate.experts, gate.rows, gate.cols)?;
         check("down", &down, gate.experts, gate.cols, gate.rows)?;
-        Ok(Self { gate, up, down })
+        Ok(Self {
+            gate,
+            up,
+            down,
+            biases: None,
+            activation: GatedActivation::SwiGlu,
+        })
+    }
+
+    /// The same experts with biases.
+    ///
+    /// # Errors
+    /// [`MoeError::BiasLength`] when a bias is not one value per expert and row.
+    pub fn with_biases(self, biases: ExpertBiases<'a>) -> Result<Self, MoeError> {
+        let stacks = [
+            ("gate", &self.gate, biases.gate),
+            ("up", &self.up, biases.up),
+            ("down", &self.down, biases.down),
+        ];
+        for (stack, weights, bias) in stacks {
+            if weights.experts.checked_mul(weights.rows) != Some(bias.len()) {
+                return Err(MoeError::BiasLength {
+                    stack,
+                    experts: weights.experts,
+                    rows: weights.rows,
+                    actual: bias.len(),
+                });
+            }
+        }
+        Ok(Self {
+            biases: Some(biases),
+            ..self
+        })
+    }
+
+    /// The same experts with another activation between gate and up than SwiGLU.
+    pub fn with_activation(self, activation: GatedActivation) -> Self {
+        Self { activation, ..self }
     }
 
     /// Number of experts.

@@ -1,9 +1,10 @@
 //! The routed experts of one Mixture-of-Experts layer, all in one call:
-//! `y[t] = sum over k of weight[t, k] * down_k(silu(gate_k x[t]) * (up_k x[t]))`.
+//! `y[t] = sum over k of weight[t, k] * down_k(silu(gate_k x[t]) * (up_k x[t]))`; projections may
+//! have biases, and another gated activation may stand for SwiGLU.
 //!
 //! Two parallel regions, however many experts and tokens there are:
 //! 1. tasks are (expert, 32 rows of gate and up): multiply the expert's tokens with both, apply
-//!    SiLU, and quantise the 32 results of each token at once, since they are one block of the
+//!    the activation, and quantise the 32 results of each token at once, since they are one block of the
 //!    activations that down reads;
 //! 2. tasks are rows of the output: for the experts in ascending order, multiply their slots with
 //!    these rows of down and add the weighted results. An output element belongs to one task and
@@ -27,10 +28,10 @@ mod tests;
 use std::cell::RefCell;
 
 pub use error::MoeError;
-pub use experts::{ExpertStack, MoeWeights};
+pub use experts::{ExpertBiases, ExpertStack, MoeWeights};
 pub use scratch::MoeScratch;
 
-use crate::activation::silu_mul_at;
+use crate::activation::gated_at;
 use crate::cpu::{self, IsaLevel};
 use crate::disjoint::DisjointMut;
 use crate::linear::{
@@ -180,13 +181,14 @@ struct Layer<'a> {
 }
 
 impl Layer<'_> {
-    /// Rows `row..row + TASK_ROWS` of gate and up for one expert's tokens, SiLU, quantised.
+    /// Rows `row..row + TASK_ROWS` of gate and up for one expert's tokens, activated, quantised.
     fn gate_up(&self, x: &Activations, group: Group, row: usize, writer: &ActivationWriter) {
         let (gate, up) = (&self.experts.gate, &self.experts.up);
         let (Some(gate), Some(up)) = (gate.expert(group.expert), up.expert(group.expert)) else {
             unreachable!("the plan holds experts that exist")
         };
         let rows = TASK_ROWS.min(gate.rows() - row);
+        let first = group.expert * gate.rows() + row;
         let tokens = &self.plan.tokens[group.first..][..group.len];
         with_tiles(|[gate_tile, up_tile, h_tile]| {
             for (part, tokens) in tokens.chunks(TILE_TOKENS).enumerate() {
@@ -201,8 +203,16 @@ impl Layer<'_> {
                 self.multiply(&span(gate), gate_tile, rows);
                 self.multiply(&span(up), up_tile, rows);
                 // A tile is short enough for the activation to stay on this thread.
-                let (gate, up, h) = (&gate_tile[..len], &up_tile[..len], &mut h_tile[..len]);
-                silu_mul_at(self.level, self.pool, gate, up, h);
+                let (gate, up, h) = (
+                    &mut gate_tile[..len],
+                    &mut up_tile[..len],
+                    &mut h_tile[..len],
+                );
+                if let Some(biases) = &self.experts.biases {
+                    add_to_rows(gate, &biases.gate[first..first + rows]);
+                    add_to_rows(up, &biases.up[first..first + rows]);
+                }
+                gated_at(self.level, self.pool, self.experts.activation, gate, up, h);
                 for (index, values) in h.chunks_exact(rows).enumerate() {
                     let slot = group.first + part * TILE_TOKENS + index;
                     // SAFETY: the buffer has a row per slot and `intermediate_size` columns; no
@@ -231,6 +241,9 @@ impl Layer<'_> {
         }
         with_tiles(|[tile, ..]| {
             for group in &self.plan.groups {
+                let first_bias = group.expert * hidden + row;
+                let bias = self.experts.biases;
+                let bias = bias.map(|biases| &biases.down[first_bias..first_bias + rows]);
                 let Some(w) = self.experts.down.expert(group.expert) else {
                     unreachable!("the plan holds experts that exist")
                 };
@@ -248,6 +261,9 @@ impl Layer<'_> {
                         tile,
                         rows,
                     );
+                    if let Some(bias) = bias {
+                        add_to_rows(&mut tile[..tokens.len() * rows], bias);
+                    }
                     for (slot, values) in slots.zip(tile.chunks_exact(rows)) {
                         let weight = self.plan.weights[slot];
                         let sums = part(self.plan.tokens[slot] as usize);
@@ -285,6 +301,13 @@ impl Layer<'_> {
         // SAFETY: a tile holds `TILE_TOKENS` tokens of `TASK_ROWS` rows, which no span exceeds;
         // the CPU supports the level.
         unsafe { kernels.multiply(span, tile.add(0), stride) };
+    }
+}
+
+/// Adds `bias` to every row of a tile `[tokens, bias.len()]`.
+fn add_to_rows(tile: &mut [f32], bias: &[f32]) {
+    for row in tile.chunks_exact_mut(bias.len()) {
+        row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
     }
 }
 

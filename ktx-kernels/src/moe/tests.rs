@@ -4,7 +4,7 @@ use ktx_gguf::{GgmlType, random_blocks};
 
 use super::cases::{self, Case};
 use super::{
-    ExpertStack, MoeError, MoeScratch, MoeWeights, Routing, forward, forward_at, reference,
+    ExpertBiases, ExpertStack, MoeError, MoeScratch, MoeWeights, Routing, forward, forward_at, reference,
 };
 use crate::cpu::IsaLevel;
 use crate::linear::reference::nmse;
@@ -19,6 +19,7 @@ fn pool(threads: usize) -> ThreadPool {
 struct Layer {
     case: Case,
     bytes: [Vec<u8>; 3],
+    biases: [Vec<f32>; 3],
     x: Vec<f32>,
     ids: Vec<u32>,
     weights: Vec<f32>,
@@ -39,6 +40,8 @@ impl Layer {
         Self {
             case,
             bytes: [blocks(0), blocks(1), blocks(2)],
+            biases: [case.intermediate, case.intermediate, case.hidden]
+                .map(|rows| crate::linear::tests::normal(case.experts * rows, rows as u64)),
             x,
             ids: (0..slots).map(|slot| pick(slot) as u32).collect(),
             weights: (0..slots)
@@ -58,12 +61,21 @@ impl Layer {
         let stack = |index: usize, rows, cols| {
             ExpertStack::stacked(types[index], [experts, rows, cols], &self.bytes[index]).unwrap()
         };
-        MoeWeights::new(
+        let weights = MoeWeights::new(
             stack(0, intermediate, hidden),
             stack(1, intermediate, hidden),
             stack(2, hidden, intermediate),
-        )
-        .unwrap()
+        );
+        let weights = weights.unwrap().with_activation(self.case.activation);
+        match self.case.biases {
+            true => weights.with_biases(self.biases()).unwrap(),
+            false => weights,
+        }
+    }
+
+    fn biases(&self) -> ExpertBiases<'_> {
+        let [gate, up, down] = &self.biases;
+        ExpertBiases { gate, up, down }
     }
 
     fn routing(&self) -> Routing<'_> {
@@ -238,6 +250,14 @@ fn what_does_not_fit_together_is_an_error() {
         }
     );
     assert!(out.iter().all(|value| *value == 5.0));
+    let biases = ExpertBiases {
+        up: &layer.biases[1][1..],
+        ..layer.biases()
+    };
+    assert!(matches!(
+        experts.with_biases(biases),
+        Err(MoeError::BiasLength { stack: "up", .. })
+    ));
     assert!(matches!(
         MoeWeights::new(experts.gate, experts.down, experts.down),
         Err(MoeError::Shape { stack: "up", .. })
