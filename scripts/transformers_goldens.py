@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transformers as hf
 
+LONG = [0, *((i * i + 7 * i) % 257 + 3 for i in range(149))]
 PROMPTS = [[0, 75, 104, 111, 111, 114, 35, 90, 114, 117, 111, 103, 36, 259, 4, 200], [0, 258, 7, 7, 7, 99, 41, 180, 22]]
 COMMON = dict(vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
               hidden_act="silu", tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, pad_token_id=2)
@@ -31,6 +32,8 @@ def yarn(mscale):
 
 
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+GPT_OSS = dict(COMMON, head_dim=16, num_local_experts=5, num_experts_per_tok=3, intermediate_size=32, rms_norm_eps=1e-5,
+               rope_parameters=rope(150000.0, rope_type="yarn", factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False, original_max_position_embeddings=4096))
 # name -> (architecture in GGUF, transformers' class, configuration, joined kv_b)
 FAMILIES = {
     "llama": ("llama", "Llama", dict(COMMON, rms_norm_eps=1e-5, rope_parameters=rope(10000.0)), False),
@@ -51,22 +54,38 @@ FAMILIES = {
     "deepseek_v3_joined": ("deepseek2", "DeepseekV3", dict(MLA, n_shared_experts=1, norm_topk_prob=True, routed_scaling_factor=2.5, rms_norm_eps=1e-6, rope_parameters=yarn(1.0)), True),
     "moonlight": ("deepseek2", "DeepseekV3", dict(MLA, q_lora_rank=None, n_group=1, topk_group=1, norm_topk_prob=True, routed_scaling_factor=2.446, rms_norm_eps=1e-5,
                   rope_parameters=rope(50000.0)), False),
+    "gpt_oss": ("gpt-oss", "GptOss", dict(GPT_OSS, sliding_window=5), False),
+    "gpt_oss_mxfp4": ("gpt-oss", "GptOss", dict(GPT_OSS, sliding_window=70), False),
 }
+MXFP4 = {"gpt_oss_mxfp4"}
 NAMES = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "self_attn.q_a_proj": "attn_q_a",
     "self_attn.q_a_layernorm": "attn_q_a_norm", "self_attn.q_b_proj": "attn_q_b", "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
     "self_attn.kv_a_layernorm": "attn_kv_a_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate": "ffn_gate_inp",
+    "mlp.router": "ffn_gate_inp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp", **{f"mlp.shared_expert{s}.{n}_proj": f"ffn_{n}_shexp" for s in ("", "s") for n in ("gate", "up", "down")},
 }
 
 
 def in_single_precision(key: str) -> bool:
-    return "norm" in key or "bias" in key or key.endswith(("mlp.gate.weight", "shared_expert_gate.weight"))
+    return "norm" in key or "bias" in key or key.endswith(("mlp.gate.weight", "mlp.router.weight", "shared_expert_gate.weight", "sinks"))
 
+
+def stacks(key: str, w):
+    """gpt-oss keeps experts [experts, in, out], gate and up by turns: (projection, [experts, out, in]) of a tensor or its bias."""
+    w = w.swapaxes(1, 2) if w.ndim == 3 else w
+    return [("gate", w[:, ::2]), ("up", w[:, 1::2])] if "gate_up" in key else [("down", w)]
+
+
+def to_mxfp4(key: str, w):
+    """Rounds experts to what blocks of MXFP4 hold."""
+    for _, part in stacks(key, w.numpy()):
+        blocks = gguf.quantize(np.ascontiguousarray(part), gguf.GGMLQuantizationType.MXFP4)
+        part[...] = gguf.dequantize(blocks, gguf.GGMLQuantizationType.MXFP4)
 
 @torch.no_grad()
-def randomise(model, seed: int) -> None:
+def randomise(model, seed: int, mxfp4: bool) -> None:
     """Weights that keep activations near unit size; what the file holds in half precision is rounded to it."""
     g = torch.Generator().manual_seed(seed)
     for key, w in sorted(model.state_dict().items()):
@@ -75,10 +94,13 @@ def randomise(model, seed: int) -> None:
             x = 1 + 0.2 * x
         elif "bias" in key:
             x *= 0.2
-        elif "embed_tokens" not in key:
-            gain = 3 if "lm_head" in key or key.endswith("mlp.gate.weight") else 2 if ".q_" in key else 1
-            x *= gain * w.shape[-1] ** -0.5
+        elif "embed_tokens" not in key and "sinks" not in key:
+            transposed = model.config.model_type == "gpt_oss" and "experts" in key
+            gain = 3 if "lm_head" in key or key.endswith(("mlp.gate.weight", "router.weight")) or transposed else 2 if ".q_" in key else 1
+            x *= gain * w.shape[-2 if transposed else -1] ** -0.5
         w.copy_(x if in_single_precision(key) else x.half().float())
+        if mxfp4 and key.endswith("_proj") and "experts" in key:
+            to_mxfp4(key, w)
     if model.config.tie_word_embeddings:
         model.tie_weights()
 
@@ -96,6 +118,12 @@ def layer_tensors(key: str, w, c, arch: str, joined: bool):
             return [("attn_kv_b.weight", w)]
         kv = w.reshape(c.num_attention_heads, -1, c.kv_lora_rank)
         return [("attn_k_b.weight", kv[:, :c.qk_nope_head_dim].transpose(0, 2, 1)), ("attn_v_b.weight", kv[:, c.qk_nope_head_dim:])]
+    if arch == "gpt-oss" and "experts" in key:
+        return [(f"ffn_{name}_exps.{'bias' if 'bias' in key else 'weight'}", x) for name, x in stacks(key, w)]
+    if arch == "gpt-oss" and part == "post_attention_layernorm":
+        return [("post_attention_norm.weight", w)]
+    if kind == "sinks":
+        return [("attn_sinks.weight", w)]
     if key == "mlp.experts.gate_up_proj":
         half = w.shape[1] // 2
         return [("ffn_gate_exps.weight", w[:, :half]), ("ffn_up_exps.weight", w[:, half:])]
@@ -169,6 +197,10 @@ def expert_metadata(w, c, arch: str, cls: str) -> None:
         return
     w.add_expert_count(count)
     w.add_expert_used_count(c.num_experts_per_tok)
+    if arch == "gpt-oss":
+        w.add_expert_feed_forward_length(c.intermediate_size)
+        w.add_sliding_window(c.sliding_window)
+        return
     if arch != "llama":
         w.add_expert_feed_forward_length(c.moe_intermediate_size)
     if arch == "qwen2moe":
@@ -189,7 +221,7 @@ def tokenizer_metadata(w, arch: str) -> None:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     other = iter(range(256, 512))
     w.add_tokenizer_model("gpt2")
-    w.add_tokenizer_pre({"llama": "llama-bpe", "deepseek2": "deepseek-v3"}.get(arch, "qwen2"))
+    w.add_tokenizer_pre({"llama": "llama-bpe", "deepseek2": "deepseek-v3", "gpt-oss": "gpt-4o"}.get(arch, "qwen2"))
     w.add_token_list(["<|begin|>", "<|end|>", "<|pad|>", *(chr(b if b in printable else next(other)) for b in range(256)), "th"])
     w.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * 257)
     w.add_token_merges(["t h"])
@@ -214,11 +246,18 @@ def export(model, name: str, arch: str, cls: str, joined: bool, out: Path) -> No
     expert_metadata(w, c, arch, cls)
     tokenizer_metadata(w, arch)
     for tensor_name, x in tensors(model, arch, joined):
-        w.add_tensor(tensor_name, x)
+        if name in MXFP4 and tensor_name.endswith("exps.weight"):
+            w.add_tensor(tensor_name, gguf.quantize(x.astype(np.float32), gguf.GGMLQuantizationType.MXFP4), raw_dtype=gguf.GGMLQuantizationType.MXFP4)
+        else:
+            w.add_tensor(tensor_name, x)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
+
+
+def rounded(logits):
+    return [float(f"{x:.8g}") for x in logits.tolist()]
 
 
 @torch.no_grad()
@@ -230,13 +269,16 @@ def main() -> None:
         config = getattr(hf, cls + "Config")(**config)
         config._attn_implementation = "eager"
         model = getattr(hf, cls + "ForCausalLM")(config).float().eval()
-        randomise(model, seed)
+        randomise(model, seed, name in MXFP4)
         file = out / f"{name}.gguf"
         export(model, name, arch, cls, joined, file)
-        logits = [[float(f"{x:.8g}") for x in model(torch.tensor([ids]), use_cache=False).logits[0, -1].tolist()] for ids in PROMPTS]
-        cases.append({"model": file.name, "reference": cls + "ForCausalLM", "logits": logits})
+        logits = [rounded(model(torch.tensor([ids]), use_cache=False).logits[0, -1]) for ids in PROMPTS]
+        case = {"model": file.name, "reference": cls + "ForCausalLM", "logits": logits}
+        if getattr(config, "sliding_window", None):
+            case["long_logits"] = rounded(model(torch.tensor([LONG]), use_cache=False).logits[0, -1])
+        cases.append(case)
         print(f"{file}: {file.stat().st_size} bytes, logits of size {np.std(logits):.2f}")
-    goldens = {"reference": f"transformers {hf.__version__}, torch {torch.__version__}, fp32 on the CPU", "prompts": PROMPTS, "cases": cases}
+    goldens = {"reference": f"transformers {hf.__version__}, torch {torch.__version__}, fp32 on the CPU", "prompts": PROMPTS, "long_prompt": LONG, "cases": cases}
     (out / "goldens.json").write_text(json.dumps(goldens, separators=(",", ":")).replace('},{"', '},\n{"') + "\n")
 
 

@@ -48,7 +48,8 @@ pub fn inject(
 
 /// Whether routed experts are one operator, so that the modules below it have none of their own.
 pub(crate) fn is_whole(module: &Module, entry: Option<&PlanEntry>) -> bool {
-    module.role() == Role::Experts && entry.is_some_and(|e| !e.is_default())
+    let replaced = entry.is_some_and(|e| !e.is_default());
+    module.role() == Role::Experts && (replaced || module.children.is_empty())
 }
 
 struct Injector<'a> {
@@ -119,7 +120,7 @@ impl Injector<'_> {
         entry: Option<&PlanEntry>,
     ) -> Result<Option<&'static OperatorEntry>, OpError> {
         let class = match entry.filter(|e| !e.is_default()) {
-            None => match default_class(&module.spec) {
+            None => match default_class(module) {
                 None => return Ok(None),
                 Some(class) => class,
             },

@@ -282,6 +282,7 @@ fn block(keys: &Keys<'_>, skeleton: &Skeleton<'_>, moe: &Moe, index: usize, laye
     let gate = GateSpec {
         hidden_size: skeleton.hidden_size,
         config: moe.router,
+        logit_bias: None,
         bias: keys.tensor(&bias).map(|_| bias.clone()),
     };
     block.add(

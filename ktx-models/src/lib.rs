@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+mod attention;
 mod deepseek2;
 mod described;
+mod gpt_oss;
 mod keys;
 mod llama;
 mod parts;
@@ -92,6 +94,10 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "deepseek2",
         describe: deepseek2::tree,
+    },
+    Architecture {
+        name: "gpt-oss",
+        describe: gpt_oss::tree,
     },
     Architecture {
         name: "llama",

@@ -73,6 +73,8 @@ impl Config {
             head_dim,
             softmax_scale: (head_dim as f32).sqrt().recip(),
             head_norms: false,
+            window: None,
+            sinks: None,
         };
         let attention = layer.add("self_attn", &skeleton.class(class), Spec::Attention(spec));
         linear(attention, "q_proj", hidden, q);

@@ -1,5 +1,6 @@
 //! Parts that several families share: feed-forward blocks, experts, norms, rotation.
 
+use ktx_kernels::activation::GatedActivation;
 use ktx_kernels::gate::GateConfig;
 use ktx_kernels::rope::{RopeConfig, RopeScaling, Yarn};
 use ktx_ops::Module;
@@ -36,6 +37,8 @@ pub(crate) struct Skeleton<'a> {
     pub hidden_size: usize,
     pub vocab_size: usize,
     pub eps: f32,
+    /// What a file calls the weights of a layer's second norm: `ffn_norm`.
+    pub second_norm: &'static str,
 }
 
 impl<'a> Skeleton<'a> {
@@ -64,6 +67,7 @@ impl<'a> Skeleton<'a> {
             hidden_size: keys.size("embedding_length")?,
             vocab_size: keys.vocab_size()?,
             eps: keys.float("attention.layer_norm_rms_epsilon")?,
+            second_norm: "ffn_norm",
         })
     }
 
@@ -102,7 +106,8 @@ impl<'a> Skeleton<'a> {
             let module = layers.add(&i.to_string(), &self.class("DecoderLayer"), spec);
             layer(i, module)?;
             self.norm(module, "input_layernorm", hidden_size, self.eps);
-            self.norm(module, "post_attention_layernorm", hidden_size, self.eps);
+            let second = self.norm(module, "post_attention_layernorm", hidden_size, self.eps);
+            second.key = format!("blk.{i}.{}", self.second_norm);
         }
         self.norm(model, "norm", hidden_size, self.eps);
         model_parts(model);
@@ -115,12 +120,15 @@ impl<'a> Skeleton<'a> {
     }
 
     /// Adds a norm of the family's class.
-    pub(crate) fn norm(&self, parent: &mut Module, name: &str, size: usize, eps: f32) {
-        parent.add(
-            name,
-            &self.class("RMSNorm"),
-            Spec::Norm(NormSpec { size, eps }),
-        );
+    pub(crate) fn norm<'m>(
+        &self,
+        parent: &'m mut Module,
+        name: &str,
+        size: usize,
+        eps: f32,
+    ) -> &'m mut Module {
+        let spec = Spec::Norm(NormSpec { size, eps });
+        parent.add(name, &self.class("RMSNorm"), spec)
     }
 
     /// Adds a dense feed-forward block of the class `class`.
@@ -216,6 +224,8 @@ impl Experts<'_> {
             top_k: self.top_k,
             prefix: format!("blk.{}.", self.layer),
             projections: self.projections,
+            biases: false,
+            activation: GatedActivation::SwiGlu,
         };
         let list = block.add("experts", LIST, Spec::Experts(spec));
         let [gate, up, down] = self.projections;

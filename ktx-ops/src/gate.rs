@@ -15,7 +15,7 @@ use crate::register_operator;
 use crate::spec::{GateSpec, Spec};
 use crate::weights::{floats, required};
 
-/// `softmax` or `sigmoid` of `x W^T`, then the model's choice of `top_k` experts.
+/// `softmax` or `sigmoid` of `x W^T`, with a bias where the model has one, then the model's choice of `top_k` experts.
 ///
 /// Activations are never quantised here: choices are close, and the matrix is small.
 pub struct KMoEGate {
@@ -24,6 +24,7 @@ pub struct KMoEGate {
     placement: Placement,
     spec: GateSpec,
     weight: Option<Tensor>,
+    logit_bias: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
 }
 
@@ -50,19 +51,22 @@ impl KModule for KMoEGate {
         let weight = required(&self.path, store, &format!("{}.weight", self.key), &shape)?;
         loader.took(&[&weight])?;
         self.weight = Some(weight);
-        if let Some(name) = &spec.bias {
-            let bias = required(&self.path, store, name, &[spec.config.experts])?;
-            loader.took(&[&bias])?;
-            self.bias = Some(floats(&self.path, &bias)?);
-        }
+        let mut values = |name: &Option<String>| {
+            let Some(name) = name else { return Ok(None) };
+            let tensor = required(&self.path, store, name, &[spec.config.experts])?;
+            loader.took(&[&tensor])?;
+            floats(&self.path, &tensor).map(Some)
+        };
+        let (logit_bias, bias) = (values(&spec.logit_bias)?, values(&spec.bias)?);
+        (self.logit_bias, self.bias) = (logit_bias, bias);
         Ok(())
     }
 
     fn holding(&self) -> Vec<Holding> {
-        let bytes = self.bias.as_deref().map_or(0, size_of_val) as u64;
+        let biases = self.logit_bias.iter().chain(&self.bias);
         vec![Holding {
             device: self.placement.generate,
-            bytes,
+            bytes: biases.map(|b| size_of_val(b.as_slice()) as u64).sum(),
         }]
     }
 
@@ -97,7 +101,7 @@ impl Gate for KMoEGate {
                 &self.path,
                 &[HostMatrix {
                     weights: matrix,
-                    bias: None,
+                    bias: self.logit_bias.as_deref(),
                 }],
                 x,
                 [logits],
@@ -159,6 +163,7 @@ fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
         placement: args.placement,
         spec,
         weight: None,
+        logit_bias: None,
         bias: None,
     })))
 }

@@ -30,6 +30,7 @@ const TABLE: &[(&str, &str)] = &[
     (".mlp.shared_experts.down_proj", ".ffn_down_shexp"),
     (".mlp.gate.e_score_correction_bias", ".exp_probs_b.bias"),
     (".mlp.gate", ".ffn_gate_inp"),
+    (".mlp.router", ".ffn_gate_inp"),
     (".mlp.shared_experts.gate_proj", ".ffn_gate_shexp"),
     (".mlp.shared_experts.up_proj", ".ffn_up_shexp"),
     (".mlp.shared_experts_gate", ".ffn_gate_inp_shexp"),
@@ -69,6 +70,7 @@ mod tests {
             ),
             ("model.layers.3.mlp.experts", "blk.3"),
             ("model.layers.3.mlp.gate", "blk.3.ffn_gate_inp"),
+            ("model.layers.3.mlp.router", "blk.3.ffn_gate_inp"),
             ("model.layers.3.mlp.gate_proj", "blk.3.ffn_gate"),
             (
                 "model.layers.3.mlp.shared_expert_gate",

@@ -27,11 +27,15 @@ pub fn sizes_of(
         Spec::Gate(spec) => {
             let shape = [spec.hidden_size, spec.config.experts];
             let mut tensors = vec![reader.required(&weight(), &shape)?];
-            if let Some(bias) = &spec.bias {
+            for bias in [&spec.logit_bias, &spec.bias].into_iter().flatten() {
                 tensors.push(reader.required(bias, &[spec.config.experts])?);
             }
             tensors
         }
+        Spec::Attention(spec) => match &spec.sinks {
+            Some(sinks) => vec![reader.required(sinks, &[spec.num_attention_heads])?],
+            None => Vec::new(),
+        },
         Spec::Experts(spec) if whole => reader.experts(spec)?,
         _ => Vec::new(),
     })
@@ -135,6 +139,10 @@ impl Reader<'_> {
         );
         let mut tensors = Vec::new();
         for (name, input, output) in [("gate", h, f), ("up", h, f), ("down", f, h)] {
+            if spec.biases {
+                let bias = format!("{}ffn_{name}_exps.bias", spec.prefix);
+                tensors.push(self.required(&bias, &[output, count])?);
+            }
             let merged = format!("{}ffn_{name}_exps.weight", spec.prefix);
             if self.store.size(&merged).is_some() {
                 tensors.push(self.required(&merged, &[input, output, count])?);

@@ -1,6 +1,9 @@
 //! What the modules of a tree compute, with their sizes: all that an operator needs to know to take
 //! a module's place, before it reads a weight.
 
+use std::num::NonZeroUsize;
+
+use ktx_kernels::activation::GatedActivation;
 use ktx_kernels::gate::GateConfig;
 use ktx_kernels::rope::{RopeConfig, RopeLayout};
 
@@ -138,6 +141,11 @@ pub struct AttentionSpec {
     pub softmax_scale: f32,
     /// Whether `q_norm` and `k_norm` normalise each head before the rotation.
     pub head_norms: bool,
+    /// Latest positions that a query sees, its own included; nothing for all.
+    pub window: Option<NonZeroUsize>,
+    /// Name of the tensor with a logit for each head that takes part in the softmax and has no
+    /// value, if there is one.
+    pub sinks: Option<String>,
 }
 
 /// Multi-head latent attention (DeepSeek-V2, section 2.1).
@@ -180,12 +188,15 @@ pub struct GateSpec {
     pub hidden_size: usize,
     /// Scoring, selection and normalisation; how many experts there are.
     pub config: GateConfig,
+    /// Name of the tensor that is added to the logits, if there is one.
+    pub logit_bias: Option<String>,
     /// Name of the tensor that is added to the scores for selection only, if there is one.
     pub bias: Option<String>,
 }
 
-/// The routed experts of one layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The routed experts of one layer: a list of feed-forward blocks, or without children one module
+/// that holds the weights of all.
+#[derive(Debug, Clone, PartialEq)]
 pub struct ExpertsSpec {
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -199,6 +210,10 @@ pub struct ExpertsSpec {
     pub prefix: String,
     /// Names of one expert's three projections: gate, up, down.
     pub projections: [&'static str; 3],
+    /// Whether all three have biases: `blk.3.ffn_gate_exps.bias` and so on.
+    pub biases: bool,
+    /// What joins gate and up.
+    pub activation: GatedActivation,
 }
 
 /// Sizes of a gated feed-forward block.

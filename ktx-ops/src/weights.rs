@@ -175,3 +175,24 @@ pub fn experts(
     };
     Ok([one("gate", h, f)?, one("up", h, f)?, one("down", f, h)?])
 }
+
+/// The biases of a layer's routed experts, if they have any: gate, up, down, each `[experts, out]`.
+pub fn expert_biases(
+    path: &str,
+    spec: &ExpertsSpec,
+    store: &dyn WeightStore,
+) -> Result<Option<[Tensor; 3]>, OpError> {
+    if !spec.biases {
+        return Ok(None);
+    }
+    let one = |name: &str, output: usize| {
+        let tensor = format!("{}ffn_{name}_exps.bias", spec.prefix);
+        required(path, store, &tensor, &[output, spec.num_experts])
+    };
+    let width = spec.moe_intermediate_size;
+    Ok(Some([
+        one("gate", width)?,
+        one("up", width)?,
+        one("down", spec.hidden_size)?,
+    ]))
+}

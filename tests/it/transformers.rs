@@ -2,13 +2,21 @@
 
 use ktx_core::gguf::Gguf;
 use ktx_core::kernels::linear::Precision;
+use serde_json::Value;
 
 use crate::naive::measure::{ids, nmse, numbers};
 use crate::run::{engine, json, last_logits, repository};
 
+const GOLDENS: &str = "tests/fixtures/transformers/goldens.json";
+
+fn open(case: &Value) -> Gguf {
+    let name = case["model"].as_str().unwrap();
+    Gguf::open(repository(&format!("tests/fixtures/transformers/{name}"))).unwrap()
+}
+
 #[test]
 fn every_family_gives_the_logits_of_transformers() {
-    let goldens = json("tests/fixtures/transformers/goldens.json");
+    let goldens = json(GOLDENS);
     let prompts: Vec<Vec<u32>> = goldens["prompts"]
         .as_array()
         .unwrap()
@@ -16,15 +24,42 @@ fn every_family_gives_the_logits_of_transformers() {
         .map(ids)
         .collect();
     for case in goldens["cases"].as_array().unwrap() {
-        let name = case["model"].as_str().unwrap();
-        let gguf = Gguf::open(repository(&format!("tests/fixtures/transformers/{name}"))).unwrap();
-        let engine = engine(&gguf, Precision::F32);
+        let engine = engine(&open(case), Precision::F32);
         for (prompt, logits) in prompts.iter().zip(case["logits"].as_array().unwrap()) {
             let error = nmse(
                 &last_logits(&mut engine.session(), prompt),
                 &numbers(logits),
             );
-            assert!(error < 1e-9, "{name}: NMSE {error:.2e}");
+            assert!(error < 1e-9, "{}: NMSE {error:.2e}", case["model"]);
         }
     }
+}
+
+/// A prompt longer than the windows and than a page of the cache, read in one piece and in many.
+#[test]
+fn sliding_windows_give_the_logits_of_transformers_however_a_prompt_is_cut() {
+    let goldens = json(GOLDENS);
+    let prompt = ids(&goldens["long_prompt"]);
+    let mut windowed = 0;
+    for case in goldens["cases"].as_array().unwrap() {
+        let Some(logits) = case.get("long_logits") else {
+            continue;
+        };
+        windowed += 1;
+        let engine = engine(&open(case), Precision::F32);
+        for chunk in [1, 7, prompt.len()] {
+            let mut session = engine.session();
+            let mut last = Vec::new();
+            for part in prompt.chunks(chunk) {
+                last = last_logits(&mut session, part);
+            }
+            let error = nmse(&last, &numbers(logits));
+            assert!(
+                error < 1e-9,
+                "{}, chunks of {chunk}: NMSE {error:.2e}",
+                case["model"]
+            );
+        }
+    }
+    assert_eq!(windowed, 2);
 }

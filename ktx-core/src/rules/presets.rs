@@ -21,6 +21,12 @@ const PRESETS: &[Preset] = &[
         text: include_str!("../../rules/deepseek2.yaml"),
     },
     Preset {
+        name: "gpt-oss",
+        architectures: &["gpt-oss"],
+        description: "gpt-oss (20b, 120b): sliding windows, attention sinks, mixture of experts",
+        text: include_str!("../../rules/gpt-oss.yaml"),
+    },
+    Preset {
         name: "llama",
         architectures: &["llama"],
         description: "Llama 2 and 3, SmolLM2, InternLM2.5, and Mixtral",

@@ -6,7 +6,7 @@
 
 DIRECTORY holds the templates of published models, as llama.cpp keeps them in models/templates. Used are those of
 models under the Apache licence 2.0 or the MIT licence: Qwen 2.5, Qwen 3 and QwQ (Alibaba Cloud), DeepSeek R1's
-distillations and V3.1 (DeepSeek), SmolLM3 (Hugging Face). The templates below were written for this test.
+distillations and V3.1 (DeepSeek), SmolLM3 (Hugging Face), gpt-oss (OpenAI). The templates below were written for this test.
 """
 import datetime
 import json
@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 FILES = ["Qwen-Qwen2.5-7B-Instruct.jinja", "Qwen-Qwen3-0.6B.jinja", "Qwen-QwQ-32B.jinja",
          "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja", "deepseek-ai-DeepSeek-V3.1.jinja",
-         "HuggingFaceTB-SmolLM3-3B.jinja"]
+         "HuggingFaceTB-SmolLM3-3B.jinja", "openai-gpt-oss-120b.jinja"]
 OWN = [
     "{% for m in messages %}\n  {% if loop.first %}\nfirst\n  {% endif %}\n{{ m.role | upper }}: {{ m['content'] | trim }}\n"
     "{% endfor %}\n",

@@ -132,7 +132,10 @@ fn clamped_swiglu_bounds_what_is_infinite_and_passes_nan_on() {
     let pool = ThreadPool::new(NonZeroUsize::MIN);
     let (inf, nan) = (f32::INFINITY, f32::NAN);
     let mut out = [1.0; 6];
-    let (gate, up) = ([inf, inf, -inf, 0.0, nan, 1.0], [inf, -inf, inf, inf, 1.0, nan]);
+    let (gate, up) = (
+        [inf, inf, -inf, 0.0, nan, 1.0],
+        [inf, -inf, inf, inf, 1.0, nan],
+    );
     gated(&pool, CLAMPED, &gate, &up, &mut out);
     assert!((out[0] - 56.0).abs() < 1e-3 && (out[1] + 42.0).abs() < 1e-3);
     assert_eq!(out[3], 0.0);

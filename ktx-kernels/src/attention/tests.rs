@@ -80,12 +80,7 @@ impl Fixture {
         self.lengths.iter().map(|(_, tokens)| tokens).sum()
     }
 
-    fn expected(
-        &self,
-        shape: &AttentionShape,
-        q: &[f32],
-        sinks: Option<&[f32]>,
-    ) -> Vec<f64> {
+    fn expected(&self, shape: &AttentionShape, q: &[f32], sinks: Option<&[f32]>) -> Vec<f64> {
         let (kd, vd) = (shape.k_head_dim, shape.v_head_dim);
         let group = shape.heads / shape.kv_heads;
         let mut queries = q.chunks(kd);
@@ -516,7 +511,12 @@ fn huge_scores_do_not_overflow() {
     };
     let (fixture, q) = gqa_fixture(KvType::F32, &shape, &[(90, 2)]);
     let out = run_gqa(cpu::level(), &pools()[0], &shape, &fixture, &q);
-    assert_close(&out, &fixture.expected(&shape, &q, None), 1e-6, "huge scores");
+    assert_close(
+        &out,
+        &fixture.expected(&shape, &q, None),
+        1e-6,
+        "huge scores",
+    );
 }
 
 #[test]

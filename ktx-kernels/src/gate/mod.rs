@@ -66,7 +66,8 @@ pub enum WeightScaling {
     /// with 1.0 Qwen2-MoE).
     Scale(f32),
     /// Divided by their sum and not scaled (Mixtral, Qwen3-MoE, DeepSeek-V2 with
-    /// `norm_topk_prob`).
+    /// `norm_topk_prob`). After [`Scoring::Softmax`] it is the softmax of the chosen logits alone,
+    /// as gpt-oss writes it.
     Normalise,
     /// Divided by their sum, then multiplied by the factor (DeepSeek-V3).
     NormaliseThenScale(f32),

@@ -52,6 +52,22 @@ fn every_router_agrees_with_f64_for_1_to_33_tokens() {
 }
 
 #[test]
+fn normalised_softmax_is_the_softmax_of_the_chosen_logits() {
+    let config = cases::cases()[2].config;
+    let logits = Random::new(12).floats(20 * config.experts, 30.0);
+    let (ids, weights) = run(&pools()[0], &config, &logits, None);
+    let rows = ids.chunks(config.top_k).zip(logits.chunks(config.experts));
+    let expected: Vec<f64> = rows
+        .flat_map(|(ids, logits)| {
+            let chosen = ids.iter().map(|id| f64::from(logits[*id as usize]).exp());
+            let sum: f64 = chosen.clone().sum();
+            chosen.map(move |e| e / sum).collect::<Vec<_>>()
+        })
+        .collect();
+    assert_close(&weights, &expected, 1e-12, "softmax of the chosen");
+}
+
+#[test]
 fn results_do_not_depend_on_the_thread_count() {
     for case in cases::cases() {
         let (logits, bias) = input(&case, 100);

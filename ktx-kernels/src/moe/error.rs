@@ -28,9 +28,7 @@ pub enum MoeError {
         actual_cols: usize,
     },
     /// A bias is not one value per expert and row.
-    #[error(
-        "the experts' {stack} bias has {actual} values, but {experts} x {rows} belong there"
-    )]
+    #[error("the experts' {stack} bias has {actual} values, but {experts} x {rows} belong there")]
     BiasLength {
         /// `gate`, `up` or `down`.
         stack: &'static str,

@@ -4,7 +4,8 @@ use ktx_gguf::{GgmlType, random_blocks};
 
 use super::cases::{self, Case};
 use super::{
-    ExpertBiases, ExpertStack, MoeError, MoeScratch, MoeWeights, Routing, forward, forward_at, reference,
+    ExpertBiases, ExpertStack, MoeError, MoeScratch, MoeWeights, Routing, forward, forward_at,
+    reference,
 };
 use crate::cpu::IsaLevel;
 use crate::linear::reference::nmse;

@@ -16,7 +16,15 @@ pub(super) fn configs() -> Vec<(&'static str, RopeConfig)> {
         original_context: 1 << 20,
         ..Yarn::new(2.0)
     };
+    let between = Yarn {
+        truncate: false,
+        ..Yarn::new(32.0)
+    };
     vec![
+        (
+            "YaRN between dimensions",
+            scaled(64, 150_000.0, RopeScaling::Yarn(between)),
+        ),
         ("Llama", RopeConfig::plain(128, 10_000.0)),
         ("SmolLM2", RopeConfig::plain(64, 100_000.0)),
         ("Qwen", RopeConfig::plain(128, 1e6)),

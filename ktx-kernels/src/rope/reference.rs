@@ -27,8 +27,12 @@ pub(super) fn frequencies(config: &RopeConfig) -> (Vec<f64>, f64) {
                         let turns = f64::from(r) * std::f64::consts::TAU;
                         d * (y.original_context as f64 / turns).ln() / (2.0 * b.ln())
                     };
-                    let low = corr(y.beta_fast).floor().max(0.0);
-                    let mut high = corr(y.beta_slow).ceil().min(d - 1.0);
+                    let (low, high) = (corr(y.beta_fast), corr(y.beta_slow));
+                    let (low, high) = match y.truncate {
+                        true => (low.floor(), high.ceil()),
+                        false => (low, high),
+                    };
+                    let (low, mut high) = (low.max(0.0), high.min(d - 1.0));
                     if low == high {
                         high += 0.001;
                     }

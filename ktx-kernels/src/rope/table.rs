@@ -57,11 +57,13 @@ pub struct Yarn {
     pub mscale: f32,
     /// Denominator of that factor.
     pub mscale_all_dim: f32,
+    /// Whether the ramp begins and ends at whole dimensions: rounded down and up.
+    pub truncate: bool,
 }
 
 impl Yarn {
     /// YaRN by `factor` with the defaults of everything else: original context 4096, beta 32 and
-    /// 1, mscale 1, mscale_all_dim 0.
+    /// 1, mscale 1, mscale_all_dim 0, whole dimensions.
     pub fn new(factor: f32) -> Self {
         Yarn {
             factor,
@@ -70,6 +72,7 @@ impl Yarn {
             beta_slow: 1.0,
             mscale: 1.0,
             mscale_all_dim: 0.0,
+            truncate: true,
         }
     }
 
@@ -86,8 +89,11 @@ impl Yarn {
 
     /// Share of interpolation in frequency `i`, for every `i < dim / 2`.
     fn ramp(&self, dim: usize, base: f32) -> impl Fn(usize) -> f32 + use<> {
-        let low = self.correction_dim(self.beta_fast, dim, base).floor();
-        let high = self.correction_dim(self.beta_slow, dim, base).ceil();
+        let mut low = self.correction_dim(self.beta_fast, dim, base);
+        let mut high = self.correction_dim(self.beta_slow, dim, base);
+        if self.truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
         let low = low.max(0.0) as f32;
         let mut high = high.min(dim as f64 - 1.0) as f32;
         if low == high {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use ktx_gguf::GgmlType;
-use ktx_gguf::GgmlType::{BF16, F16, F32, IQ4_NL, IQ4_XS};
+use ktx_gguf::GgmlType::{BF16, F16, F32, IQ4_NL, IQ4_XS, MXFP4};
 use ktx_gguf::GgmlType::{Q2_K, Q3_K, Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
 
 macro_rules! mixes {
@@ -47,6 +47,8 @@ mixes! {
     BF16 = "BF16", BF16;
     /// 8 bits.
     Q8_0 = "Q8_0", Q8_0;
+    /// 4-bit floats for the routed experts, 8 bits for the rest: as gpt-oss was trained.
+    MXFP4_MOE = "MXFP4_MOE", Q8_0;
     /// 6 bits.
     Q6_K = "Q6_K", Q6_K;
     /// 5 bits, with 6 for what suffers most.
@@ -134,6 +136,9 @@ impl MixContext {
 
     fn wanted(&self, name: &str, row: usize) -> GgmlType {
         let base = self.mix.base();
+        if self.mix == QuantMix::MXFP4_MOE && name.ends_with("_exps.weight") {
+            return MXFP4;
+        }
         if name == "output.weight" || self.tied && name == "token_embd.weight" {
             return match base {
                 Q8_0 => Q8_0,

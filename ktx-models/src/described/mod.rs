@@ -79,7 +79,11 @@ fn largest(tree: &Module, of: impl Fn(&Spec) -> usize) -> usize {
 
 /// The tensors of a tree, in its order. `tree` was made without knowing any.
 fn shapes(tree: &Module, architecture: &str, tying: Tying) -> Vec<Shape> {
-    let biased = matches!(architecture, "qwen2" | "qwen2moe");
+    let biased: &[&str] = match architecture {
+        "qwen2" | "qwen2moe" => &["q_proj", "k_proj", "v_proj"],
+        "gpt-oss" => &["q_proj", "k_proj", "v_proj", "o_proj"],
+        _ => &[],
+    };
     let mut shapes = Vec::new();
     let mut stack = vec![tree];
     while let Some(module) = stack.pop() {
@@ -93,7 +97,7 @@ fn shapes(tree: &Module, architecture: &str, tying: Tying) -> Vec<Shape> {
     shapes
 }
 
-fn module_shapes(module: &Module, biased: bool, tying: Tying) -> Vec<Shape> {
+fn module_shapes(module: &Module, biased: &[&str], tying: Tying) -> Vec<Shape> {
     let weight = format!("{}.weight", module.key);
     match &module.spec {
         Spec::Linear(spec) => {
@@ -102,9 +106,7 @@ fn module_shapes(module: &Module, biased: bool, tying: Tying) -> Vec<Shape> {
                 // Without tensors, the tree takes the embedding table for the head.
                 LinearSource::Tensor(_) if tying == Tying::Tied => Vec::new(),
                 LinearSource::Tensor(_) => vec![("output.weight".to_owned(), shape)],
-                LinearSource::Key
-                    if biased && matches!(module.name.as_str(), "q_proj" | "k_proj" | "v_proj") =>
-                {
+                LinearSource::Key if biased.contains(&module.name.as_str()) => {
                     let bias = format!("{}.bias", module.key);
                     vec![(weight, shape), (bias, vec![spec.out_features])]
                 }
@@ -120,24 +122,32 @@ fn module_shapes(module: &Module, biased: bool, tying: Tying) -> Vec<Shape> {
                 let layer = module.key.trim_end_matches("ffn_gate_inp");
                 shapes.push((format!("{layer}exp_probs_b.bias"), vec![experts]));
             }
+            shapes.extend(spec.logit_bias.clone().map(|name| (name, vec![experts])));
             shapes
+        }
+        Spec::Attention(spec) => {
+            let sinks = spec.sinks.clone();
+            Vec::from_iter(sinks.map(|name| (name, vec![spec.num_attention_heads])))
         }
         _ => Vec::new(),
     }
 }
 
-fn expert_shapes(spec: &ExpertsSpec) -> [Shape; 3] {
+fn expert_shapes(spec: &ExpertsSpec) -> Vec<Shape> {
     let (h, f, count) = (
         spec.hidden_size,
         spec.moe_intermediate_size,
         spec.num_experts,
     );
-    [("gate", h, f), ("up", h, f), ("down", f, h)].map(|(name, input, output)| {
-        (
-            format!("{}ffn_{name}_exps.weight", spec.prefix),
-            vec![input, output, count],
-        )
-    })
+    let mut shapes = Vec::new();
+    for (name, input, output) in [("gate", h, f), ("up", h, f), ("down", f, h)] {
+        let tensor = format!("{}ffn_{name}_exps", spec.prefix);
+        shapes.push((format!("{tensor}.weight"), vec![input, output, count]));
+        if spec.biases {
+            shapes.push((format!("{tensor}.bias"), vec![output, count]));
+        }
+    }
+    shapes
 }
 
 #[cfg(test)]
@@ -178,6 +188,8 @@ mod tests {
             ("llama-3.1-70b", M::Q4_K_M, 42.52),
             ("qwen2.5-7b", M::Q4_K_M, 4.68),
             ("qwen3-8b", M::Q4_K_M, 5.03),
+            ("gpt-oss-20b", M::MXFP4_MOE, 12.11),
+            ("gpt-oss-120b", M::MXFP4_MOE, 63.39),
         ] {
             let ours = gigabytes(name, mix);
             let off = (ours / published - 1.0).abs();

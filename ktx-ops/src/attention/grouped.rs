@@ -1,6 +1,6 @@
 //! Attention with keys and values shared by groups of query heads.
 
-use ktx_kernels::attention::{AttentionShape, gqa};
+use ktx_kernels::attention::{AttentionShape, GqaQuery, gqa};
 use ktx_kernels::device::Device;
 use ktx_kernels::workspace::{Act, Workspace};
 use serde::{Deserialize, Serialize};
@@ -10,11 +10,12 @@ use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::kwargs::{KwargDoc, KwargSet};
 use crate::linear::forward_joined;
 use crate::module::{
-    Attention, Capacity, Forward, HeadSpan, KModule, KvLayout, KvSlot, Linear, Norm, Phase, Rope,
-    largest_scratch,
+    Attention, Capacity, Forward, HeadSpan, Holding, KModule, KvLayout, KvSlot, Linear, Loader,
+    Norm, Phase, Rope, largest_scratch,
 };
 use crate::register_operator;
 use crate::spec::{AttentionSpec, Spec};
+use crate::weights::{floats, required};
 
 /// Arguments that other engines' files give to these operators.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,7 +38,8 @@ impl KwargSet for GroupedKwargs {
     }];
 }
 
-/// `o_proj(softmax(q k^T * scale) v)` over the paged cache, causal.
+/// `o_proj(softmax(q k^T * scale) v)` over the paged cache, causal; with a sliding window and sinks
+/// where the model has them.
 pub struct GroupedQueryAttention {
     path: String,
     placement: Placement,
@@ -48,6 +50,7 @@ pub struct GroupedQueryAttention {
     o_proj: Box<dyn Linear>,
     head_norms: Option<(Box<dyn Norm>, Box<dyn Norm>)>,
     rotary: Box<dyn Rope>,
+    sinks: Option<Vec<f32>>,
 }
 
 impl GroupedQueryAttention {
@@ -70,6 +73,7 @@ impl GroupedQueryAttention {
                 false => None,
             },
             rotary: args.rope("rotary_emb")?,
+            sinks: None,
             spec,
         })
     }
@@ -81,6 +85,7 @@ impl GroupedQueryAttention {
             k_head_dim: self.spec.head_dim,
             v_head_dim: self.spec.head_dim,
             scale: self.spec.softmax_scale,
+            window: self.spec.window,
         }
     }
 
@@ -150,6 +155,24 @@ impl KModule for GroupedQueryAttention {
         all
     }
 
+    fn load(&mut self, loader: &mut Loader<'_>) -> Result<(), OpError> {
+        let Some(name) = &self.spec.sinks else {
+            return Ok(());
+        };
+        let heads = self.spec.num_attention_heads;
+        let sinks = required(&self.path, loader.store(), name, &[heads])?;
+        loader.took(&[&sinks])?;
+        self.sinks = Some(floats(&self.path, &sinks)?);
+        Ok(())
+    }
+
+    fn holding(&self) -> Vec<Holding> {
+        vec![Holding {
+            device: self.placement.generate,
+            bytes: self.sinks.as_deref().map_or(0, size_of_val) as u64,
+        }]
+    }
+
     fn scratch(&self, capacity: Capacity) -> usize {
         let spec = &self.spec;
         let rows = |heads: usize| Workspace::values_for(capacity.tokens, heads * spec.head_dim);
@@ -189,13 +212,14 @@ impl Attention for GroupedQueryAttention {
 
             let attended = cx.alloc(device, rows, heads * spec.head_dim)?;
             let scratch = cx.alloc(device, 1, self.shape().scratch_floats(cx.pool.threads()))?;
-            let ([q], [result, scratch]) = cx.workspace.views([q], [attended, scratch]);
+            let ([rows], [result, scratch]) = cx.workspace.views([q], [attended, scratch]);
+            let sinks = self.sinks.as_deref();
             gqa(
                 cx.pool,
                 &self.shape(),
                 &cx.kv[slot.0],
                 cx.sequences,
-                q,
+                &GqaQuery { rows, sinks },
                 result,
                 scratch,
             );

@@ -156,6 +156,7 @@ impl KDeepseekV2Attention {
             k_head_dim: self.spec.q_head_dim(),
             v_head_dim: self.spec.v_head_dim,
             scale: self.spec.softmax_scale,
+            window: None,
         }
     }
 

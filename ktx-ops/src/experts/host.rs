@@ -2,17 +2,17 @@
 
 use ktx_kernels::device::Device;
 use ktx_kernels::linear::WeightRows;
-use ktx_kernels::moe::{self, ExpertStack, MoeWeights, Routing};
+use ktx_kernels::moe::{self, ExpertBiases, ExpertStack, MoeWeights, Routing};
 use ktx_kernels::workspace::Act;
 use serde::{Deserialize, Serialize};
 
 use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::kwargs::{KwargDoc, KwargSet};
 use crate::linear::{Arithmetic, kernel_error};
-use crate::module::{Experts, Forward, KModule, Loader, Phase};
+use crate::module::{Experts, Forward, Holding, KModule, Loader, Phase};
 use crate::register_operator;
 use crate::spec::{ExpertsSpec, Spec};
-use crate::weights::{ExpertTensors, experts};
+use crate::weights::{ExpertTensors, expert_biases, experts, floats};
 
 /// Arguments of the host's experts operators.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -86,6 +86,8 @@ pub struct HostExperts {
     arithmetic: Arithmetic,
     out_device: Option<Device>,
     weights: Option<[ExpertTensors; 3]>,
+    /// `[experts, out]` of gate, up and down.
+    biases: Option<[Vec<f32>; 3]>,
 }
 
 impl HostExperts {
@@ -115,6 +117,7 @@ impl HostExperts {
             arithmetic,
             out_device,
             weights: None,
+            biases: None,
         })))
     }
 
@@ -151,7 +154,13 @@ impl HostExperts {
                 }
             }
         });
-        let all = MoeWeights::new(gate?, up?, down?).map_err(|e| error(&e))?;
+        let mut all = MoeWeights::new(gate?, up?, down?)
+            .map_err(|e| error(&e))?
+            .with_activation(self.spec.activation);
+        if let Some([gate, up, down]) = &self.biases {
+            let biases = ExpertBiases { gate, up, down };
+            all = all.with_biases(biases).map_err(|e| error(&e))?;
+        }
         let top_k = ids.cols();
         let ([x, ids, weights], [out]) = cx.workspace.views([x, ids, weights], [out]);
         let routing = Routing {
@@ -199,11 +208,25 @@ impl KModule for HostExperts {
             loader.took(&projection.tensors())?;
         }
         self.weights = Some(tensors);
+        if let Some([gate, up, down]) = expert_biases(&self.path, &self.spec, loader.store())? {
+            loader.took(&[&gate, &up, &down])?;
+            let values = |tensor| floats(&self.path, tensor);
+            self.biases = Some([values(&gate)?, values(&up)?, values(&down)?]);
+        }
         Ok(())
     }
 
     fn unload(&mut self) {
         self.weights = None;
+        self.biases = None;
+    }
+
+    fn holding(&self) -> Vec<Holding> {
+        let biases = self.biases.iter().flatten();
+        vec![Holding {
+            device: self.placement.generate,
+            bytes: biases.map(|b| size_of_val(b.as_slice()) as u64).sum(),
+        }]
     }
 }
 

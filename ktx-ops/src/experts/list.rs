@@ -1,6 +1,7 @@
 //! Routed experts as a list of feed-forward blocks, each with operators of its own: what the module
 //! list is when no rule puts an experts operator there.
 
+use ktx_kernels::activation::GatedActivation;
 use ktx_kernels::device::Device;
 use ktx_kernels::workspace::{Act, Workspace};
 
@@ -110,6 +111,11 @@ fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
     let Spec::Experts(spec) = args.spec().clone() else {
         return Err(args.unfit("a list of routed experts"));
     };
+    if spec.biases || spec.activation != GatedActivation::SwiGlu {
+        return Err(args.error(
+            "experts with biases or another activation than SwiGLU run as one operator; use KExpertsCPU",
+        ));
+    }
     let experts = (0..spec.num_experts)
         .map(|i| args.ffn(&i.to_string()))
         .collect::<Result<_, _>>()?;
