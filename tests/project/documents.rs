@@ -7,12 +7,13 @@ use ktx_core::{Engine, Rules};
 
 use crate::metadata::root;
 
-const DOCUMENTS: [&str; 6] = [
+const DOCUMENTS: [&str; 7] = [
     "README.md",
     "docs/architecture.md",
     "docs/rules.md",
     "docs/adding-an-operator.md",
     "docs/adding-a-model.md",
+    "docs/models.md",
     "docs/performance.md",
 ];
 

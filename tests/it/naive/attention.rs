@@ -7,18 +7,33 @@ use super::weights::Weights;
 /// The lora norms of DeepSeek's attention are built with this epsilon, whatever the configuration says.
 const LORA_NORM_EPSILON: f64 = 1e-6;
 
+/// What one head's softmax covers beside the scores: the latest `window` positions, and a sink that takes its share.
+#[derive(Clone, Copy)]
+struct Scope {
+    window: usize,
+    sink: Option<f64>,
+}
+
+const ALL: Scope = Scope {
+    window: usize::MAX,
+    sink: None,
+};
+
 /// One head's queries, keys and values by position: each query looks at its own and earlier positions.
 fn attend(
     queries: &[Vec<f64>],
     keys: &[Vec<f64>],
     values: &[Vec<f64>],
     scale: f64,
+    scope: Scope,
 ) -> Vec<Vec<f64>> {
     let one = |(position, query): (usize, &Vec<f64>)| {
-        let seen = &keys[..=position];
-        let scores: Vec<f64> = seen.iter().map(|key| dot(query, key) * scale).collect();
+        let first = (position + 1).saturating_sub(scope.window);
+        let seen = &keys[first..=position];
+        let mut scores: Vec<f64> = seen.iter().map(|key| dot(query, key) * scale).collect();
+        scores.extend(scope.sink);
         let mut sum = vec![0.0; values[0].len()];
-        for (weight, value) in softmax(&scores).iter().zip(values) {
+        for (weight, value) in softmax(&scores).iter().zip(&values[first..=position]) {
             add_scaled(&mut sum, value, *weight);
         }
         sum
@@ -77,6 +92,8 @@ pub struct GroupedAttention {
     heads: usize,
     kv_heads: usize,
     rope: Rope,
+    window: usize,
+    sinks: Option<Vec<f64>>,
 }
 
 impl GroupedAttention {
@@ -99,6 +116,8 @@ impl GroupedAttention {
             heads,
             kv_heads,
             rope: Rope::load(weights, rotated),
+            window: window(weights, block),
+            sinks: weights.optional_vector(&format!("{block}.attn_sinks.weight")),
         }
     }
 
@@ -112,7 +131,12 @@ impl GroupedAttention {
                 let shared = index / (self.heads / self.kv_heads);
                 let queries = self.place(head(&q, index, length), self.q_norm.as_ref());
                 let keys = self.place(head(&k, shared, length), self.k_norm.as_ref());
-                attend(&queries, &keys, &head(&v, shared, value_length), scale)
+                let values = head(&v, shared, value_length);
+                let scope = Scope {
+                    window: self.window,
+                    sink: self.sinks.as_ref().map(|sinks| sinks[index]),
+                };
+                attend(&queries, &keys, &values, scale, scope)
             })
             .collect();
         self.output.of_all(&join(&outputs))
@@ -127,6 +151,15 @@ impl GroupedAttention {
         };
         x.into_iter().enumerate().map(one).collect()
     }
+}
+
+/// Positions that a layer's queries see: every other layer of gpt-oss, from the first on, has a sliding window.
+fn window(weights: &Weights, block: &str) -> usize {
+    let index: usize = block["blk.".len()..].parse().unwrap();
+    if index % 2 == 1 {
+        return usize::MAX;
+    }
+    weights.count_or("attention.sliding_window", usize::MAX)
 }
 
 /// Keys and values are projections of one small vector per token; a rotated part of the key is shared by all heads.
@@ -241,7 +274,7 @@ impl LatentAttention {
                 .collect();
             let values: Vec<Vec<f64>> =
                 latents.iter().map(|c| self.value[index].times(c)).collect();
-            attend(&queries, &keys, &values, scale)
+            attend(&queries, &keys, &values, scale, ALL)
         };
         let outputs: Vec<Vec<Vec<f64>>> = (0..heads).map(one).collect();
         join(&outputs)

@@ -14,6 +14,8 @@ pub struct Mlp {
     gate: Matrix,
     up: Matrix,
     down: Matrix,
+    /// Added behind the three products (gpt-oss, which also joins gate and up otherwise).
+    biases: Option<[Vec<f64>; 3]>,
 }
 
 /// Routed experts, and an MLP that every token passes.
@@ -68,14 +70,29 @@ impl Mlp {
             gate: part("gate"),
             up: part("up"),
             down: part("down"),
+            biases: None,
         }
     }
 
     fn of(&self, x: &[f64]) -> Vec<f64> {
-        let (gate, up) = (self.gate.times(x), self.up.times(x));
+        let (mut gate, mut up) = (self.gate.times(x), self.up.times(x));
+        if let Some([gate_bias, up_bias, down_bias]) = &self.biases {
+            add(&mut gate, gate_bias);
+            add(&mut up, up_bias);
+            let inner: Vec<f64> = gate.iter().zip(up).map(|(g, u)| clamped(*g, u)).collect();
+            let mut y = self.down.times(&inner);
+            add(&mut y, down_bias);
+            return y;
+        }
         let inner: Vec<f64> = gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect();
         self.down.times(&inner)
     }
+}
+
+/// gpt-oss between the projections: gate up to 7, `up` from -7 to 7.
+fn clamped(gate: f64, up: f64) -> f64 {
+    let gate = gate.min(7.0);
+    gate * sigmoid(1.702 * gate) * (up.clamp(-7.0, 7.0) + 1.0)
 }
 
 /// Experts in one tensor with three dimensions, or (old Mixtral files) in a tensor each.
@@ -85,10 +102,26 @@ fn load_experts(weights: &Weights, block: &str) -> Vec<Mlp> {
         return (0..weights.count("expert_count")).map(one).collect();
     }
     let part = |name: &str| weights.matrices(&format!("{block}.ffn_{name}_exps.weight"));
+    let bias = |name: &str, e: usize, rows: usize| {
+        let all = weights.optional_vector(&format!("{block}.ffn_{name}_exps.bias"))?;
+        Some(all[e * rows..(e + 1) * rows].to_vec())
+    };
     let halves = part("gate").into_iter().zip(part("up"));
     halves
         .zip(part("down"))
-        .map(|((gate, up), down)| Mlp { gate, up, down })
+        .enumerate()
+        .map(|(e, ((gate, up), down))| {
+            let biases = bias("gate", e, gate.rows()).map(|gate_bias| {
+                let (up, down) = (bias("up", e, up.rows()), bias("down", e, down.rows()));
+                [gate_bias, up.unwrap(), down.unwrap()]
+            });
+            Mlp {
+                gate,
+                up,
+                down,
+                biases,
+            }
+        })
         .collect()
 }
 
@@ -118,6 +151,8 @@ enum Score {
 
 struct Router {
     weight: Matrix,
+    /// Added to the logits.
+    logit_bias: Option<Vec<f64>>,
     /// Added to the scores for the choice only.
     bias: Option<Vec<f64>>,
     score: Score,
@@ -135,11 +170,12 @@ impl Router {
             2 => Score::Sigmoid,
             other => panic!("no reference for gating function {other}"),
         };
-        // Mixtral and Qwen3-MoE divide by the sum of the chosen weights though their files do not say so.
-        let normalise = matches!(weights.architecture(), "llama" | "qwen3moe");
+        // Mixtral, Qwen3-MoE and gpt-oss divide by the sum of the chosen weights though their files do not say so.
+        let normalise = matches!(weights.architecture(), "gpt-oss" | "llama" | "qwen3moe");
         let scale = weights.number("expert_weights_scale").unwrap_or(0.0);
         Self {
             weight: weights.matrix(&format!("{block}.ffn_gate_inp.weight")),
+            logit_bias: weights.optional_vector(&format!("{block}.ffn_gate_inp.bias")),
             bias: weights.optional_vector(&format!("{block}.exp_probs_b.bias")),
             score,
             top_k: weights.count("expert_used_count"),
@@ -152,7 +188,10 @@ impl Router {
     }
 
     fn route(&self, x: &[f64]) -> Routing {
-        let logits = self.weight.times(x);
+        let mut logits = self.weight.times(x);
+        if let Some(bias) = &self.logit_bias {
+            add(&mut logits, bias);
+        }
         let scores = match self.score {
             Score::Softmax => softmax(&logits),
             Score::Sigmoid => logits.iter().map(|&z| sigmoid(z)).collect(),

@@ -116,12 +116,15 @@ impl Layer {
             attention_norm: weights.norm(&format!("{block}.attn_norm.weight")),
             attention: match weights.architecture() {
                 "deepseek2" => Attention::Latent(LatentAttention::load(weights, &block)),
-                "llama" | "qwen2" | "qwen2moe" | "qwen3" | "qwen3moe" => {
+                "gpt-oss" | "llama" | "qwen2" | "qwen2moe" | "qwen3" | "qwen3moe" => {
                     Attention::Grouped(GroupedAttention::load(weights, &block))
                 }
                 other => panic!("no reference for architecture {other}"),
             },
-            ffn_norm: weights.norm(&format!("{block}.ffn_norm.weight")),
+            ffn_norm: weights.norm(&match weights.architecture() {
+                "gpt-oss" => format!("{block}.post_attention_norm.weight"),
+                _ => format!("{block}.ffn_norm.weight"),
+            }),
             ffn: Ffn::load(weights, &block),
         }
     }

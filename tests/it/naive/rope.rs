@@ -65,8 +65,11 @@ impl Rope {
             .number("rope.scaling.yarn_beta_fast")
             .unwrap_or(32.0);
         let slow = weights.number("rope.scaling.yarn_beta_slow").unwrap_or(1.0);
-        let low = turns_at(fast).floor().max(0.0);
-        let high = turns_at(slow).ceil().min(dimensions as f64 - 1.0);
+        let (low, high) = match weights.architecture() {
+            "gpt-oss" => (turns_at(fast), turns_at(slow)),
+            _ => (turns_at(fast).floor(), turns_at(slow).ceil()),
+        };
+        let (low, high) = (low.max(0.0), high.min(dimensions as f64 - 1.0));
         for (i, frequency) in self.frequencies.iter_mut().enumerate() {
             let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
             *frequency = *frequency / factor * ramp + *frequency * (1.0 - ramp);

@@ -26,5 +26,10 @@ fn reference_agrees_with_transformers_on_every_family() {
             let nmse = nmse(trace.logits.last().unwrap(), &numbers(expected));
             assert!(nmse <= TOLERANCE, "{name}: NMSE {nmse:e}");
         }
+        if let Some(expected) = case.get("long_logits") {
+            let trace = model.forward(&ids(&goldens["long_prompt"]));
+            let nmse = nmse(trace.logits.last().unwrap(), &numbers(expected));
+            assert!(nmse <= TOLERANCE, "{name}, long prompt: NMSE {nmse:e}");
+        }
     }
 }
