@@ -62,3 +62,43 @@ fn trees_have_the_names_and_classes_of_the_originals() {
         check(&format!("tests/fixtures/transformers/{model}.gguf"), tree);
     }
 }
+
+/// What `named_modules()` of transformers' GptOssForCausalLM gives, and the rotation that every attention has here.
+#[test]
+fn gpt_oss_has_the_names_and_classes_of_transformers() {
+    let own = |class: &str| format!("transformers.models.gpt_oss.modeling_gpt_oss.GptOss{class}");
+    let layer = "model.layers.#";
+    let linear = |name: &str| {
+        (
+            format!("{layer}.self_attn.{name}"),
+            "torch.nn.Linear".into(),
+        )
+    };
+    let expected = vec![
+        ("model".into(), own("Model")),
+        ("model.embed_tokens".into(), "torch.nn.Embedding".into()),
+        ("model.layers".into(), "torch.nn.ModuleList".into()),
+        (layer.into(), own("DecoderLayer")),
+        (format!("{layer}.self_attn"), own("Attention")),
+        linear("q_proj"),
+        linear("k_proj"),
+        linear("v_proj"),
+        linear("o_proj"),
+        (
+            format!("{layer}.self_attn.rotary_emb"),
+            own("RotaryEmbedding"),
+        ),
+        (format!("{layer}.mlp"), own("MLP")),
+        (format!("{layer}.mlp.router"), own("TopKRouter")),
+        (format!("{layer}.mlp.experts"), own("Experts")),
+        (format!("{layer}.input_layernorm"), own("RMSNorm")),
+        (format!("{layer}.post_attention_layernorm"), own("RMSNorm")),
+        ("model.norm".into(), own("RMSNorm")),
+        ("model.rotary_emb".into(), own("RotaryEmbedding")),
+        ("lm_head".into(), "torch.nn.Linear".into()),
+    ];
+    let gguf = Gguf::open(repository("tests/fixtures/transformers/gpt_oss.gguf")).unwrap();
+    let tree = describe(&gguf).unwrap().tree;
+    let found = tree.walk().map(|m| (m.path.as_str(), m.class.as_str()));
+    assert_eq!(distinct(found), expected);
+}
