@@ -2,10 +2,11 @@
 
 use ktx_core::gguf::Gguf;
 use ktx_core::kernels::linear::Precision;
+use ktx_core::{DeviceMapping, Engine, EngineBuilder, Rules};
 use serde_json::Value;
 
 use crate::naive::measure::{ids, nmse, numbers};
-use crate::run::{engine, json, last_logits, repository};
+use crate::run::{engine, json, last_logits, load, repository};
 
 const GOLDENS: &str = "tests/fixtures/transformers/goldens.json";
 
@@ -62,4 +63,35 @@ fn sliding_windows_give_the_logits_of_transformers_however_a_prompt_is_cut() {
         }
     }
     assert_eq!(windowed, 2);
+}
+
+/// An engine of the tiny gpt-oss with one rule: `class` for the experts.
+fn with_experts(class: &str) -> EngineBuilder {
+    let gguf = Gguf::open(repository("tests/fixtures/transformers/gpt_oss_mxfp4.gguf"));
+    let text = format!(
+        "- match:\n    name: '\\.experts$'\n  replace:\n    class: {class}\n  recursive: False\n"
+    );
+    let name = "test".to_owned();
+    Engine::builder()
+        .gguf(gguf.unwrap())
+        .rules(Rules::Text { text, name })
+        .devices(DeviceMapping::AllOnCpu)
+        .precision(Precision::F32)
+}
+
+#[test]
+fn experts_in_one_module_run_as_one_operator_or_are_refused() {
+    let goldens = json(GOLDENS);
+    let cases = goldens["cases"].as_array().unwrap();
+    let case = cases.iter().find(|c| c["model"] == "gpt_oss_mxfp4.gguf");
+    let expected = numbers(&case.unwrap()["logits"][0]);
+    let prompt = ids(&goldens["prompts"][0]);
+    for class in ["default", "KExpertsCPU", "KExpertsTorch"] {
+        let engine = load(with_experts(class));
+        let error = nmse(&last_logits(&mut engine.session(), &prompt), &expected);
+        assert!(error < 1e-9, "{class}: NMSE {error:.2e}");
+    }
+    let refused = with_experts("ktx.experts.ExpertList").load().map(drop);
+    let message = refused.expect_err("there is no list").to_string();
+    assert!(message.contains("use KExpertsCPU"), "{message}");
 }
