@@ -44,6 +44,14 @@ pub enum CliError {
         /// What the system said.
         source: io::Error,
     },
+    /// A file cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A text file is too large to be meant.
     #[error("{} is larger than {limit} bytes: too large for a text to read", path.display())]
     TooLarge {

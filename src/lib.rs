@@ -9,6 +9,7 @@ mod chat;
 mod cli;
 mod commands;
 mod error;
+mod host;
 mod interrupt;
 mod model_args;
 mod notes;

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use ktx_core::kernels::kv::KvType;
 use ktx_core::kernels::linear::Precision;
+use ktx_core::placement::ByteSize;
 use ktx_core::rules::RuleVariables;
-use ktx_core::{DeviceMapping, Engine, EngineBuilder, MemoryCheck, PlannedModel, Rules};
+use ktx_core::{
+    AutoPlacement, DeviceMapping, Engine, EngineBuilder, MemoryCheck, PlannedModel, Rules,
+};
 
 use crate::builtin::builtin_model;
 use crate::error::CliError;
@@ -45,6 +48,19 @@ pub(crate) struct RuleArgs {
     /// Put every module on the CPU, whatever the rules say
     #[arg(long)]
     pub(crate) cpu: bool,
+
+    /// Place modules without rules into this much memory of a GPU; once for each GPU, or with commas
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_delimiter = ',',
+        conflicts_with = "rules"
+    )]
+    pub(crate) gpu_memory: Vec<ByteSize>,
+
+    /// Place modules without rules, into this much main memory [default: what is available]
+    #[arg(long, value_name = "SIZE", conflicts_with = "rules")]
+    pub(crate) ram: Option<ByteSize>,
 }
 
 /// A variable of a rule file and its value.
@@ -187,9 +203,24 @@ impl RuleArgs {
     /// A name that is no file is that of a preset; a path is always a file.
     pub(crate) fn rules(&self) -> Rules {
         match &self.rules {
+            None if self.is_automatic() => Rules::Auto(self.automatic()),
             None => Rules::Preset,
             Some(path) if is_preset_name(path) => Rules::Named(path.display().to_string()),
             Some(path) => Rules::File(path.clone()),
+        }
+    }
+
+    /// Whether memory was named to place modules into.
+    fn is_automatic(&self) -> bool {
+        !self.gpu_memory.is_empty() || self.ram.is_some()
+    }
+
+    /// What automatic placement may use.
+    pub(crate) fn automatic(&self) -> AutoPlacement {
+        AutoPlacement {
+            gpu_memory: self.gpu_memory.iter().map(|size| size.0).collect(),
+            ram: self.ram.map(|size| size.0),
+            ..AutoPlacement::default()
         }
     }
 

@@ -38,8 +38,8 @@ pub(crate) fn warning(text: impl Display) {
 pub(crate) fn about_plan(planned: &PlannedModel) {
     planned.plan().notes.iter().for_each(note);
     planned.plan().warnings.iter().for_each(warning);
-    // Presets keep to KTransformers' format, arguments included that mean nothing here.
-    let of_preset = is_preset(planned);
+    // Presets, and what is made of them, keep to KTransformers' format, arguments included that mean nothing here.
+    let of_preset = is_preset(planned) || planned.placement().is_some();
     let meant =
         |problem: &&Problem| !(of_preset && matches!(problem, Problem::IgnoredKwarg { .. }));
     planned
@@ -81,7 +81,12 @@ pub(crate) fn about_model(planned: &PlannedModel) {
 /// Which rules a plan was made with.
 pub(crate) fn rules(planned: &PlannedModel) -> String {
     let name = planned.rules_name();
-    if name.starts_with("no rules") {
+    if let Some(placement) = planned.placement() {
+        format!(
+            "{name}, {:.1} tokens/s predicted",
+            placement.prediction.generate
+        )
+    } else if name.starts_with("no rules") {
         name.to_owned()
     } else if is_preset(planned) {
         format!("rules: {name}")

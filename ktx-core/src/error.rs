@@ -76,7 +76,7 @@ pub enum EngineError {
     /// The model does not fit.
     #[error(
         "not enough memory: the plan needs {needed} ({weights} of weights, {kv} of cache for a context of {context}, \
-         {scratch} of activations) and {available} are available; {advice}"
+         {scratch} of activations and program) and {available} are available: it needs {missing} more; {advice}"
     )]
     NotEnoughMemory {
         /// All of it.
@@ -85,15 +85,20 @@ pub enum EngineError {
         weights: Bytes,
         /// Keys and values.
         kv: Bytes,
-        /// Activations.
+        /// Activations, and the program itself.
         scratch: Bytes,
         /// What there is.
         available: Bytes,
+        /// What it needs more.
+        missing: Bytes,
         /// Tokens of context.
         context: usize,
         /// What would fit.
         advice: String,
     },
+    /// No placement fits.
+    #[error(transparent)]
+    Placement(#[from] crate::placement::PlacementError),
     /// The prompt and what stands before it are longer than the context.
     #[error(
         "the prompt has {prompt} tokens and {cached} are in the conversation already, and the context holds {context}; \

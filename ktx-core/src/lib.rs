@@ -27,6 +27,7 @@ pub mod error;
 pub mod inject;
 pub mod memory;
 pub mod perplexity;
+pub mod placement;
 pub mod plan;
 pub mod rules;
 pub mod sampling;
@@ -44,7 +45,9 @@ pub use ktx_ops as ops;
 pub use ktx_ops::register_operator;
 
 pub use chat::Message;
-pub use engine::{DeviceMapping, Engine, EngineBuilder, MemoryCheck, PlannedModel, Rules};
+pub use engine::{
+    AutoPlacement, DeviceMapping, Engine, EngineBuilder, MemoryCheck, PlannedModel, Rules,
+};
 pub use error::EngineError;
 pub use sampling::SamplingParams;
 pub use session::{

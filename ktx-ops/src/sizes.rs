@@ -159,3 +159,23 @@ impl Reader<'_> {
         Ok(tensors)
     }
 }
+
+/// Bytes that the module's operator makes when it loads, beside the tensors in the file: copies of
+/// norms in f32, and of a latent attention whose file holds `attn_kv_b`, its key part turned around.
+pub fn made_of(module: &Module, store: &dyn WeightStore) -> u64 {
+    let values = match &module.spec {
+        Spec::Norm(spec) => spec.size,
+        Spec::Gate(spec) if spec.bias.is_some() => spec.config.experts,
+        Spec::Mla(spec) => {
+            let joined = module
+                .child("kv_b_proj")
+                .and_then(|m| store.size(&format!("{}.weight", m.key)));
+            match joined {
+                Some(_) => spec.num_attention_heads * spec.qk_nope_head_dim * spec.kv_lora_rank,
+                None => 0,
+            }
+        }
+        _ => 0,
+    };
+    (values * size_of::<f32>()) as u64
+}

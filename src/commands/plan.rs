@@ -26,7 +26,12 @@ Examples:
   ktx plan --model model.gguf --rules my-rules.yaml --cpu
   ktx plan --model model.gguf --diff old-rules.yaml new-rules.yaml
   ktx plan --arch deepseek-v3-671b --quant Q4_K_M               a model that is not there
+  ktx plan --model model.gguf --gpu-memory 14GiB                placed without rules, for this much memory
+  ktx plan --arch mixtral-8x7b --gpu-memory 8GiB,8GiB --ram 32GiB --context 16384
+  ktx plan --model model.gguf --gpu-memory 14GiB --emit-rules my-rules.yaml
   ktx plan --tree tree.json --rules my-rules.yaml --format json --keys hf";
+
+const CANNOT: &str = "this machine cannot carry out the plan";
 
 /// Print which operator the rules put in every module's place
 #[derive(Debug, Args)]
@@ -52,6 +57,10 @@ pub(crate) struct PlanArgs {
     /// Device of modules that no rule matches
     #[arg(long, value_name = "DEVICE", default_value = "cuda:0")]
     pub(super) device: Device,
+
+    /// Place modules without rules, and write the rules that come out to a file, or with - print them
+    #[arg(long, value_name = "FILE|-", conflicts_with_all = ["rules", "tree", "diff"])]
+    emit_rules: Option<PathBuf>,
 
     /// How the plan is printed
     #[arg(long, value_name = "FORMAT", default_value = "table")]
@@ -115,7 +124,7 @@ fn read_rules(args: &RuleArgs) -> Result<RuleSet, CliError> {
         Rules::File(path) => RuleSet::from_path_with(path, &variables)?,
         Rules::Named(name) => RuleSet::from_preset_with(super::rules::preset(&name)?, &variables)?,
         Rules::Text { text, name } => RuleSet::parse_with(&text, &name, &variables)?,
-        Rules::Preset => {
+        Rules::Preset | Rules::Auto(_) => {
             return Err(CliError::Usage(
                 "a tree names no architecture: name --rules".to_owned(),
             ));
@@ -125,17 +134,53 @@ fn read_rules(args: &RuleArgs) -> Result<RuleSet, CliError> {
 
 fn of_model(args: &PlanArgs) -> Result<(), CliError> {
     let builder = args.arch.builder(&args.source)?;
-    let builder = args.engine.apply(args.rules.apply(builder));
+    let mut builder = args.engine.apply(args.rules.apply(builder));
+    if args.emit_rules.is_some() {
+        builder = builder.rules(Rules::Auto(args.rules.automatic()));
+    }
     let planned = builder.default_device(&args.device.to_string()).plan()?;
     if !planned.report().is_ok() {
         return Err(EngineError::Check(planned.report().clone()).into());
     }
     let weights = planned.module_weights()?;
-    print(args, planned.plan(), &weights, try_registry()?)?;
-    notes::note(notes::rules(&planned));
-    tell_memory(&planned, &weights);
+    let printed = emit_rules(args, &planned)?;
+    if !printed {
+        print(args, planned.plan(), &weights, try_registry()?)?;
+    }
+    match planned.placement() {
+        Some(placement) => {
+            notes::note(placement.to_string().trim_end());
+            if let Err(error) = planned.require() {
+                notes::warning(format_args!("{CANNOT}: {error}"));
+            }
+        }
+        None => {
+            notes::note(notes::rules(&planned));
+            tell_memory(&planned, &weights);
+        }
+    }
     notes::about_plan(&planned);
     Ok(())
+}
+
+/// Writes the rules of an automatic placement where they are wanted; whether that is standard output.
+fn emit_rules(args: &PlanArgs, planned: &PlannedModel) -> Result<bool, CliError> {
+    let (Some(file), Some(placement)) = (&args.emit_rules, planned.placement()) else {
+        return Ok(false);
+    };
+    let rules = placement
+        .rules(planned.description())
+        .map_err(EngineError::from)?;
+    if file.as_os_str() == "-" {
+        stdout().lock().write_all(rules.as_bytes())?;
+        return Ok(true);
+    }
+    std::fs::write(file, rules).map_err(|source| CliError::Unwritable {
+        path: file.clone(),
+        source,
+    })?;
+    notes::note(format_args!("rules written to {}", file.display()));
+    Ok(false)
 }
 
 /// Memory for each device; without the parts that only a machine with all devices can tell, if this is none.
@@ -144,12 +189,13 @@ fn tell_memory(planned: &PlannedModel, weights: &[ModuleWeights]) {
         Ok(estimate) => {
             for (device, memory) in &estimate.devices {
                 notes::note(format_args!(
-                    "{device}: {} of memory, {} of them weights, {} cache for a context of {}, {} activations",
+                    "{device}: {} of memory, {} of them weights, {} cache for a context of {}, {} activations, {} program",
                     Bytes(memory.total()),
                     Bytes(memory.weights),
                     Bytes(memory.kv),
                     planned.settings().context,
                     Bytes(memory.scratch),
+                    Bytes(memory.process),
                 ));
             }
         }
@@ -168,9 +214,7 @@ fn tell_memory(planned: &PlannedModel, weights: &[ModuleWeights]) {
             for (device, bytes) in devices {
                 notes::note(format_args!("{device}: {} of weights", Bytes(bytes)));
             }
-            notes::warning(format_args!(
-                "this machine cannot carry out the plan: {error}"
-            ));
+            notes::warning(format_args!("{CANNOT}: {error}"));
         }
     }
 }

@@ -206,4 +206,8 @@ fn devices_are_listed() {
         devices["cpu"]["threads"].as_u64().unwrap() > 0
             && devices["cuda"].as_array().unwrap().is_empty()
     );
+    let speed = |v: &Value| v["cpu"]["speed"]["bandwidth"].as_f64().unwrap();
+    assert!(speed(&devices) > 1e8, "{devices}");
+    // Measured once: the second call knows what the first one found.
+    assert_eq!(speed(&devices), speed(&json(&["devices", "--json"])));
 }

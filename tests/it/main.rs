@@ -3,8 +3,11 @@
 mod devices;
 mod generation;
 mod goldens;
+#[cfg(target_os = "linux")]
+mod memory;
 mod naive;
 mod perplexity;
+mod placement;
 mod rule_files;
 mod run;
 mod smollm2;

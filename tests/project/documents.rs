@@ -15,6 +15,7 @@ const DOCUMENTS: [&str; 7] = [
     "docs/adding-a-model.md",
     "docs/models.md",
     "docs/performance.md",
+    "docs/placement.md",
 ];
 
 fn documents() -> impl Iterator<Item = (PathBuf, String)> {

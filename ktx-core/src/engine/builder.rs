@@ -8,17 +8,21 @@ use std::sync::{Arc, Mutex};
 use ktx_gguf::Gguf;
 use ktx_kernels::cpu;
 use ktx_kernels::device::Device;
-use ktx_kernels::kv::KvType;
+use ktx_kernels::kv::{KvType, PAGE_TOKENS};
 use ktx_kernels::linear::Precision;
 use ktx_kernels::pool::ThreadPool;
 use ktx_models::{ModelDescription, describe};
 use ktx_ops::{LoadProgress, try_registry};
 
-use super::{Engine, Inner, Runtime, runtime};
+use super::{AutoPlacement, Engine, Inner, Runtime, runtime};
 use crate::chat::ChatTemplate;
 use crate::error::EngineError;
 use crate::inject::{InjectReport, inject};
-use crate::memory::{Bytes, MemoryEstimate, ModuleWeights, available_host_memory, module_weights};
+use crate::memory::{
+    Bytes, DeviceMemory, MemoryEstimate, ModuleWeights, available_host_memory, module_weights,
+    working,
+};
+use crate::placement::Placement;
 use crate::plan::{
     CheckMode, CheckReport, Plan, check, named_devices, plan_model, require_devices,
 };
@@ -49,6 +53,8 @@ pub enum Rules {
         /// What messages call it.
         name: String,
     },
+    /// None: operators are placed for the memory that there is, see [`crate::placement`].
+    Auto(AutoPlacement),
 }
 
 /// Whether the plan's devices are used as they are.
@@ -208,16 +214,6 @@ impl EngineBuilder {
             }
         };
         let description = describe(&gguf)?;
-        let (rules, rules_name) =
-            read_rules(&self.rules, &self.variables, &description.architecture)?;
-        let default_device = self
-            .default_device
-            .unwrap_or_else(|| Device::CPU.to_string());
-        let mut plan = plan_model(&description.tree, &rules, &default_device, &gguf)?;
-        if self.mapping == DeviceMapping::AllOnCpu {
-            plan.map_devices_to_cpu(registry);
-        }
-        let report = check(&plan, &description.tree, registry, CheckMode::Model);
         let settings = Settings {
             threads: positive(
                 "threads",
@@ -236,6 +232,27 @@ impl EngineBuilder {
                 _ => KvType::F16,
             }),
         };
+        let mut placement = None;
+        let (rules, rules_name) = match &self.rules {
+            Rules::Auto(auto) => {
+                let placed = auto.place(&gguf, &description, &settings, self.memory)?;
+                let name = "automatic placement";
+                let rules = RuleSet::parse(&placed.rules(&description)?, name)?;
+                placement = Some(placed);
+                (rules, name.to_owned())
+            }
+            rules => read_rules(rules, &self.variables, &description.architecture)?,
+        };
+        let default_device = match self.default_device {
+            // Every module has a rule; this is for the root, which computes nothing.
+            Some(device) if placement.is_none() => device,
+            _ => Device::CPU.to_string(),
+        };
+        let mut plan = plan_model(&description.tree, &rules, &default_device, &gguf)?;
+        if self.mapping == DeviceMapping::AllOnCpu {
+            plan.map_devices_to_cpu(registry);
+        }
+        let report = check(&plan, &description.tree, registry, CheckMode::Model);
         Ok(PlannedModel {
             gguf,
             description,
@@ -244,6 +261,7 @@ impl EngineBuilder {
             report,
             settings,
             memory: self.memory,
+            placement,
         })
     }
 
@@ -292,7 +310,7 @@ fn read_rules(
         Rules::Text { text, name } => {
             Ok((RuleSet::parse_with(text, name, variables)?, name.clone()))
         }
-        Rules::Preset => match preset_for(architecture) {
+        Rules::Preset | Rules::Auto(_) => match preset_for(architecture) {
             Some(found) => preset(found),
             None => Ok((
                 RuleSet::parse_with("[]", "no rules", variables)?,
@@ -322,9 +340,15 @@ pub struct PlannedModel {
     report: CheckReport,
     settings: Settings,
     memory: MemoryCheck,
+    placement: Option<Placement>,
 }
 
 impl PlannedModel {
+    /// The placement that the rules came from, with [`Rules::Auto`].
+    pub fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
+    }
+
     /// What the file describes.
     pub fn description(&self) -> &ModelDescription {
         &self.description
@@ -413,9 +437,14 @@ impl PlannedModel {
                 }
             }
         }
+        for (device, bytes) in working::made(&self.description.tree, &self.plan, &self.gguf)? {
+            estimate.devices.entry(device).or_default().weights += bytes;
+        }
         let host = estimate.devices.entry(Device::CPU).or_default();
         host.kv += parts.kv_bytes(&self.settings);
         host.scratch += parts.scratch_bytes();
+        host.scratch += working::products(&self.description, &self.gguf, &self.settings)?;
+        host.process += working::process(&self.description, &self.gguf);
         Ok(estimate)
     }
 
@@ -455,30 +484,46 @@ impl PlannedModel {
     }
 
     fn require_memory(&self, estimate: &MemoryEstimate) -> Result<(), EngineError> {
-        let Some(available) = available_host_memory() else {
-            return Ok(());
+        let budget = self.placement.as_ref().map(|p| p.request.budget.ram);
+        let available = match (available_host_memory(), budget) {
+            (Some(system), Some(budget)) => system.min(budget),
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => return Ok(()),
         };
         let host = estimate.host();
-        if host.total() <= available {
-            return Ok(());
+        match host.total().checked_sub(available) {
+            None | Some(0) => Ok(()),
+            Some(missing) => Err(not_enough(&host, available, missing, self.settings.context)),
         }
-        let context = self.settings.context;
-        let fixed = host.weights + host.scratch;
-        let per_token = host.kv / context as u64;
-        let advice = match available.checked_sub(fixed).and_then(|left| left.checked_div(per_token)) {
-            Some(tokens) if tokens >= 64 => format!("a context of {} would fit (--context)", tokens / 64 * 64),
-            _ => "take a smaller quantisation of the model, or load it all the same and let the system page \
-                  (--ignore-memory)"
-                .to_owned(),
-        };
-        Err(EngineError::NotEnoughMemory {
-            needed: Bytes(host.total()),
-            weights: Bytes(host.weights),
-            kv: Bytes(host.kv),
-            scratch: Bytes(host.scratch),
-            available: Bytes(available),
-            context,
-            advice,
-        })
+    }
+}
+
+/// The error of a model that does not fit, with the nearest settings that do.
+fn not_enough(host: &DeviceMemory, available: u64, missing: u64, context: usize) -> EngineError {
+    // Activations that grow with the context are left as they are: what is recommended fits.
+    let fixed = host.total() - host.kv;
+    let per_token = host.kv / context as u64;
+    let fitting = available
+        .checked_sub(fixed)
+        .and_then(|left| left.checked_div(per_token))
+        .filter(|tokens| *tokens >= PAGE_TOKENS as u64);
+    let advice = match fitting {
+        Some(tokens) => {
+            let tokens = tokens / PAGE_TOKENS as u64 * PAGE_TOKENS as u64;
+            format!("it fits with --context {tokens}")
+        }
+        None => "take a smaller quantisation of the model, or load it all the same and let the system page \
+                 (--ignore-memory)"
+            .to_owned(),
+    };
+    EngineError::NotEnoughMemory {
+        needed: Bytes(host.total()),
+        weights: Bytes(host.weights),
+        kv: Bytes(host.kv),
+        scratch: Bytes(host.scratch + host.process),
+        available: Bytes(available),
+        missing: Bytes(missing),
+        context,
+        advice,
     }
 }

@@ -1,5 +1,6 @@
 //! The engine: a model that is loaded, and what its sessions share.
 
+mod auto;
 mod builder;
 mod runtime;
 
@@ -10,6 +11,7 @@ use ktx_kernels::device::Device;
 use ktx_kernels::workspace::Transfers;
 use ktx_models::ModelDescription;
 
+pub use auto::AutoPlacement;
 pub use builder::{
     DeviceMapping, EngineBuilder, MemoryCheck, PlannedModel, Rules, Settings, available_devices,
 };

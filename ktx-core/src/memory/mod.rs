@@ -1,5 +1,7 @@
 //! How much memory a plan takes, per device and before anything is loaded; and how much there is.
 
+pub(crate) mod working;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -13,13 +15,19 @@ use crate::plan::Plan;
 /// Memory on one device, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DeviceMemory {
-    /// Weights, each counted once.
+    /// Weights, each counted once, and what operators make of them at load.
     pub weights: u64,
     /// Cache of keys and values for the whole context of one session.
     pub kv: u64,
-    /// Activations.
+    /// Activations, and what products and threads work in.
     pub scratch: u64,
+    /// The program itself with what it holds of the file, or on a GPU its driver and kernels.
+    pub process: u64,
 }
+
+/// What the program takes of main memory before it has a model: code, its threads' stacks, and what
+/// the allocator keeps.
+pub const PROCESS_BYTES: u64 = 8 << 20;
 
 impl DeviceMemory {
     /// All of it.
@@ -27,6 +35,7 @@ impl DeviceMemory {
         self.weights
             .saturating_add(self.kv)
             .saturating_add(self.scratch)
+            .saturating_add(self.process)
     }
 }
 
@@ -51,6 +60,7 @@ impl MemoryEstimate {
                 weights: sum.weights + m.weights,
                 kv: sum.kv + m.kv,
                 scratch: sum.scratch + m.scratch,
+                process: sum.process + m.process,
             },
         )
     }

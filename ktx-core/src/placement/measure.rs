@@ -1,0 +1,271 @@
+//! Measuring the host's speed with this library's own kernels, once, and remembering it.
+//!
+//! A measurement takes less than a second. It is kept in the user's cache directory
+//! (`$XDG_CACHE_HOME/ktx/speed.json`, else `~/.cache/ktx/speed.json`) under the CPU's model, the
+//! instruction set and the number of threads. A cache that cannot be read or written is as good as
+//! none, and nothing is said about it.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ktx_gguf::{GgmlType, random_blocks};
+use ktx_kernels::cpu;
+use ktx_kernels::linear::{Activations, Precision, WeightRows, matmul};
+use ktx_kernels::pool::ThreadPool;
+use serde_json::{Map, Value, json};
+
+use super::machine::{CpuSpeed, TypeRate};
+
+/// Types that are measured: one for each family of kernels.
+const TYPES: [GgmlType; 9] = [
+    GgmlType::Q4_K,
+    GgmlType::Q6_K,
+    GgmlType::Q8_0,
+    GgmlType::Q4_0,
+    GgmlType::Q4_1,
+    GgmlType::Q5_0,
+    GgmlType::IQ4_XS,
+    GgmlType::F16,
+    GgmlType::F32,
+];
+/// Columns of the matrices.
+const COLS: usize = 2048;
+/// Bytes that are read in a pass: more than caches near the cores hold.
+const STREAM_BYTES: usize = 24 << 20;
+/// Rows and tokens of the products with many tokens.
+const BATCH_ROWS: usize = 512;
+const BATCH_TOKENS: usize = 96;
+/// Passes of each measurement, of which the median counts.
+const PASSES: usize = 5;
+/// Regions that do nothing, to find what one costs.
+const REGIONS: u32 = 2000;
+/// Format of the cache file; others are ignored.
+const VERSION: u64 = 1;
+/// Bytes of a cache file that anybody could have written.
+const MAX_CACHE: u64 = 1 << 20;
+
+/// The host's speed: remembered, or else measured and remembered.
+pub fn cpu_speed(threads: NonZeroUsize) -> CpuSpeed {
+    let cache = cache_file();
+    let key = key(threads);
+    if let Some(known) = cache.as_deref().and_then(|file| remembered(file, &key)) {
+        return known;
+    }
+    let speed = measure_cpu(&ThreadPool::new(threads));
+    if let Some(file) = cache {
+        remember(&file, &key, &speed);
+    }
+    speed
+}
+
+/// Measures the host's speed anew and remembers it.
+pub fn remeasured(threads: NonZeroUsize) -> CpuSpeed {
+    let speed = measure_cpu(&ThreadPool::new(threads));
+    if let Some(file) = cache_file() {
+        remember(&file, &key(threads), &speed);
+    }
+    speed
+}
+
+/// Measures the host's speed with these threads.
+pub fn measure_cpu(pool: &ThreadPool) -> CpuSpeed {
+    let begin = Instant::now();
+    let rates = TYPES.iter().map(|ty| rate(pool, *ty)).collect();
+    let speed = CpuSpeed {
+        bandwidth: bandwidth(pool),
+        region: region(pool),
+        rates,
+    };
+    tracing::debug!(seconds = begin.elapsed().as_secs_f64(), ?speed, "measured");
+    speed
+}
+
+/// The time that `run` takes, the median of some passes after one that warms up.
+fn median(mut run: impl FnMut()) -> f64 {
+    run();
+    let mut times: Vec<Duration> = (0..PASSES)
+        .map(|_| {
+            let begin = Instant::now();
+            run();
+            begin.elapsed()
+        })
+        .collect();
+    times.sort();
+    times[PASSES / 2].as_secs_f64().max(1e-9)
+}
+
+/// Bytes a second that all threads read.
+fn bandwidth(pool: &ThreadPool) -> f64 {
+    const TASK: usize = 1 << 15;
+    let words = vec![1_u64; 4 * STREAM_BYTES / size_of::<u64>()];
+    let sum = AtomicU64::new(0);
+    let time = median(|| {
+        pool.run(words.len().div_ceil(TASK), &|task| {
+            let part = &words[task * TASK..words.len().min((task + 1) * TASK)];
+            let total = part.iter().fold(0_u64, |a, b| a.wrapping_add(*b));
+            sum.fetch_add(total, Ordering::Relaxed);
+        });
+    });
+    std::hint::black_box(sum.into_inner());
+    (4 * STREAM_BYTES) as f64 / time
+}
+
+/// Seconds of a region that does nothing.
+fn region(pool: &ThreadPool) -> f64 {
+    let tasks = pool.threads();
+    median(|| {
+        for _ in 0..REGIONS {
+            pool.run(tasks, &|_| {});
+        }
+    }) / f64::from(REGIONS)
+}
+
+/// How fast products with weights of one type are.
+fn rate(pool: &ThreadPool, ty: GgmlType) -> TypeRate {
+    let row_bytes = COLS / ty.block_len() * ty.block_bytes();
+    let rows = STREAM_BYTES / row_bytes;
+    // Rows repeat: what the bits are makes no difference to the time.
+    let pattern = random_blocks(ty, 16 * COLS / ty.block_len(), 1);
+    let bytes = pattern.repeat(rows.div_ceil(16));
+    let product = |rows: usize, tokens: usize| {
+        let weights = WeightRows::new(ty, rows, COLS, &bytes[..rows * row_bytes]).ok()?;
+        let x = vec![0.5_f32; tokens * COLS];
+        let mut activations = Activations::with_capacity(tokens, COLS);
+        let types = [ty];
+        activations
+            .prepare_for(pool, &x, tokens, COLS, Precision::Int8, &types)
+            .ok()?;
+        let mut out = vec![0.0; tokens * rows];
+        Some(median(|| {
+            std::hint::black_box(matmul(pool, weights, &activations, &mut out, rows).is_ok());
+        }))
+    };
+    let stream = product(rows, 1).unwrap_or(f64::INFINITY);
+    let batch = product(BATCH_ROWS, BATCH_TOKENS).unwrap_or(f64::INFINITY);
+    TypeRate {
+        ty,
+        stream: (rows * row_bytes) as f64 / stream,
+        flops: (2 * BATCH_ROWS * COLS * BATCH_TOKENS) as f64 / batch,
+    }
+}
+
+/// What a measurement depends on.
+fn key(threads: NonZeroUsize) -> String {
+    format!(
+        "{}, {}, {threads} threads",
+        cpu_model().unwrap_or_else(|| "unknown CPU".to_owned()),
+        cpu::level()
+    )
+}
+
+/// The CPU's model as the system calls it.
+pub fn cpu_model() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// Where measurements are kept; `None` where the user has no place for such files.
+pub fn cache_file() -> Option<PathBuf> {
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let directory =
+        absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(directory.join("ktx").join("speed.json"))
+}
+
+fn read_cache(file: &Path) -> Option<Map<String, Value>> {
+    if std::fs::metadata(file).ok()?.len() > MAX_CACHE {
+        return None;
+    }
+    let value: Value = serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()?;
+    if value.get("version")?.as_u64()? != VERSION {
+        return None;
+    }
+    Some(value.get("cpus")?.as_object()?.clone())
+}
+
+fn remembered(file: &Path, key: &str) -> Option<CpuSpeed> {
+    CpuSpeed::from_json(read_cache(file)?.get(key)?)
+}
+
+/// Adds a measurement to the cache, if it can be written.
+fn remember(file: &Path, key: &str, speed: &CpuSpeed) {
+    let mut cpus: BTreeMap<String, Value> =
+        read_cache(file).unwrap_or_default().into_iter().collect();
+    cpus.insert(key.to_owned(), speed.to_json());
+    let text = format!("{:#}\n", json!({"version": VERSION, "cpus": cpus}));
+    let write = || {
+        std::fs::create_dir_all(file.parent()?).ok()?;
+        // Another process never reads half of it.
+        let draft = file.with_extension(format!("{}.tmp", std::process::id()));
+        std::fs::write(&draft, text).ok()?;
+        std::fs::rename(&draft, file).ok()
+    };
+    if write().is_none() {
+        tracing::debug!(file = %file.display(), "the measured speed cannot be kept");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Machine;
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("ktx-speed-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        path
+    }
+
+    #[test]
+    fn what_was_measured_is_remembered_by_machine() {
+        let file = directory("kept").join("ktx/speed.json");
+        let speed = Machine::typical().cpu;
+        assert_eq!(remembered(&file, "a"), None);
+        remember(&file, "a", &speed);
+        let faster = CpuSpeed {
+            bandwidth: 2.0 * speed.bandwidth,
+            ..speed.clone()
+        };
+        remember(&file, "b", &faster);
+        assert_eq!(remembered(&file, "a"), Some(speed));
+        assert_eq!(remembered(&file, "b"), Some(faster));
+        assert_eq!(remembered(&file, "c"), None);
+    }
+
+    #[test]
+    fn a_broken_cache_is_replaced() {
+        let file = directory("broken").join("speed.json");
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        let speed = Machine::typical().cpu;
+        for text in [
+            "",
+            "{",
+            "[]",
+            r#"{"version": 9}"#,
+            r#"{"version":1,"cpus":{"a":{}}}"#,
+            "\u{0}\u{1}",
+        ] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(remembered(&file, "a"), None, "{text:?}");
+            remember(&file, "a", &speed);
+            assert_eq!(remembered(&file, "a").as_ref(), Some(&speed), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_no_error() {
+        remember(
+            Path::new("/proc/ktx/speed.json"),
+            "a",
+            &Machine::typical().cpu,
+        );
+    }
+}
