@@ -7,7 +7,7 @@ use ktx_core::{Engine, Rules};
 
 use crate::metadata::root;
 
-const DOCUMENTS: [&str; 7] = [
+const DOCUMENTS: [&str; 8] = [
     "README.md",
     "docs/architecture.md",
     "docs/rules.md",

@@ -71,6 +71,9 @@ pub(crate) fn products(
                 let mut x = Forms::default();
                 let mut h = Forms::default();
                 for size in sizes_of(module, true, gguf)? {
+                    if size.name.ends_with(".bias") {
+                        continue;
+                    }
                     let is_down =
                         size.shape[0] != spec.hidden_size || size.name.contains("ffn_down");
                     let forms = if is_down { &mut h } else { &mut x };
