@@ -66,7 +66,11 @@ fn an_architecture_that_is_not_supported_is_named_with_those_that_are() {
     let said = message(&["--model", &file("rwkv7.gguf", writer.to_bytes())]);
     assert_says(
         &said,
-        &["rwkv7.gguf", "`rwkv7` is not supported", "deepseek2, llama"],
+        &[
+            "rwkv7.gguf",
+            "`rwkv7` is not supported",
+            "deepseek2, gpt-oss, llama",
+        ],
     );
 }
 
@@ -156,7 +160,7 @@ fn a_missing_rule_file_and_an_unknown_preset_are_named() {
     );
     assert_says(
         &message(&["--rules", "deepsek"]),
-        &["no preset `deepsek`", "deepseek2, llama"],
+        &["no preset `deepsek`", "deepseek2, gpt-oss, llama"],
     );
 }
 
