@@ -68,14 +68,6 @@ pub enum CliError {
         /// The first byte that belongs to no character.
         offset: usize,
     },
-    /// A directory was named where a model is meant, and it holds none or several.
-    #[error("{}: {reason}", path.display())]
-    ModelDirectory {
-        /// The directory.
-        path: PathBuf,
-        /// What it holds, and what to do.
-        reason: String,
-    },
     /// Standard output or input.
     #[error(transparent)]
     Io(#[from] io::Error),

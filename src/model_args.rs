@@ -19,11 +19,12 @@ use crate::progress::Progress;
 /// Which model.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct ModelSource {
-    /// GGUF file of the model, of a split one any part; without it, the built-in model
-    #[arg(short, long, value_name = "FILE")]
+    /// GGUF file of the model, of a split one any part, or a directory that holds one and maybe safetensors files;
+    /// without it, the built-in model
+    #[arg(short, long, value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
 
-    /// As --model; may also be a directory that holds one model
+    /// As --model
     #[arg(
         long,
         alias = "gguf_path",
@@ -32,6 +33,11 @@ pub(crate) struct ModelSource {
         conflicts_with = "model"
     )]
     gguf_path: Option<PathBuf>,
+
+    /// Safetensors files of the same model (file, index or directory): weights that they have go before the GGUF's;
+    /// may be given several times
+    #[arg(long, value_name = "PATH")]
+    safetensors: Vec<PathBuf>,
 }
 
 /// Which rules, and what becomes of the devices that they name.
@@ -144,59 +150,15 @@ impl ModelSource {
 
     /// Settings of an engine for this model.
     pub(crate) fn builder(&self) -> Result<EngineBuilder, CliError> {
-        Ok(match (&self.model, &self.gguf_path) {
-            (Some(file), _) => Engine::builder().model(file),
-            (None, Some(path)) if path.is_dir() => Engine::builder().model(model_in(path)?),
-            (None, Some(path)) => Engine::builder().model(path),
-            (None, None) => Engine::builder().gguf(builtin_model()?),
-        })
+        let builder = match self.model.as_ref().or(self.gguf_path.as_ref()) {
+            Some(path) => Engine::builder().model(path),
+            None => Engine::builder().gguf(builtin_model()?),
+        };
+        Ok(self
+            .safetensors
+            .iter()
+            .fold(builder, EngineBuilder::safetensors))
     }
-}
-
-/// The one model of a directory.
-fn model_in(directory: &Path) -> Result<PathBuf, CliError> {
-    let unreadable = |source| CliError::Unreadable {
-        path: directory.to_owned(),
-        source,
-    };
-    let mut models = Vec::new();
-    for file in std::fs::read_dir(directory).map_err(unreadable)? {
-        let path = file.map_err(unreadable)?.path();
-        if path
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-            && is_first_part(&path)
-        {
-            models.push(path);
-        }
-    }
-    models.sort();
-    let reason = match models.as_slice() {
-        [model] => return Ok(model.clone()),
-        [] => "no GGUF file in it; name the model's file".to_owned(),
-        [first, ..] => format!(
-            "{} models in it; name one's file, such as {}",
-            models.len(),
-            first.display()
-        ),
-    };
-    Err(CliError::ModelDirectory {
-        path: directory.to_owned(),
-        reason,
-    })
-}
-
-/// Of a split model, `name-00001-of-00003.gguf` stands for all parts.
-fn is_first_part(path: &Path) -> bool {
-    let stem = path
-        .file_stem()
-        .and_then(|s| s.to_str())
-        .unwrap_or_default();
-    let part = stem.rsplit_once("-of-").and_then(|(before, count)| {
-        let number = before.rsplit_once('-')?.1;
-        count.parse::<u32>().ok().and(number.parse::<u32>().ok())
-    });
-    part.is_none_or(|number| number == 1)
 }
 
 impl RuleArgs {
@@ -284,7 +246,7 @@ pub(crate) fn load(planned: PlannedModel) -> Result<Engine, CliError> {
     planned.require()?;
     // Modules that share a tensor load it once.
     let weights: u64 = planned.module_weights()?.iter().map(|w| w.bytes).sum();
-    let total = weights.min(planned.gguf().file_size());
+    let total = weights.min(planned.weights().file_size());
     let mut progress = Progress::new("loading", total);
     Ok(planned.load(&mut |at| {
         progress.at(at.loaded);
@@ -311,18 +273,6 @@ pub(crate) fn plan_and_load(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_first_part_of_a_split_model_counts() {
-        for (name, first) in [
-            ("model.gguf", true),
-            ("model-00001-of-00003.gguf", true),
-            ("model-00002-of-00003.gguf", false),
-            ("best-of-all.gguf", true),
-        ] {
-            assert_eq!(is_first_part(Path::new(name)), first, "{name}");
-        }
-    }
 
     #[test]
     fn a_bare_word_is_a_preset_and_a_path_is_a_file() {

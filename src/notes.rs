@@ -65,7 +65,7 @@ pub(crate) fn about_model(planned: &PlannedModel) {
             .as_deref()
             .unwrap_or_else(|| planned.gguf().name()),
         description.architecture,
-        Bytes(planned.gguf().file_size()),
+        Bytes(planned.weights().file_size()),
         rules(planned),
         settings.threads,
         settings.context,

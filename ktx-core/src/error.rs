@@ -21,6 +21,22 @@ pub enum EngineError {
     /// The model's file.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// A directory that does not hold one model.
+    #[error("{}: {reason}", path.display())]
+    ModelDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// Safetensors files that cannot be used beside this model.
+    #[error("{file}: {reason}")]
+    Beside {
+        /// The file or directory.
+        file: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// The model's architecture or metadata.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -26,6 +26,7 @@ pub mod engine;
 pub mod error;
 pub mod inject;
 pub mod memory;
+pub mod model_files;
 pub mod perplexity;
 pub mod placement;
 pub mod plan;
@@ -33,6 +34,7 @@ pub mod rules;
 pub mod sampling;
 pub mod session;
 pub mod tokenizer;
+pub mod weights;
 
 /// Files: container, metadata, tensors.
 pub use ktx_gguf as gguf;

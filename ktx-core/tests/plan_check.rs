@@ -1,5 +1,7 @@
 //! Plans against operators and devices: wrong classes, roles and arguments, missing devices.
 
+use std::collections::BTreeMap;
+
 use ktx_core::plan::{CheckMode, CheckReport, Plan, check, plan, require_devices};
 use ktx_core::rules::RuleSet;
 use ktx_kernels::device::Device;
@@ -108,6 +110,19 @@ register_operator! {
     build: build,
 }
 
+register_operator! {
+    class: "check.test.Narrow",
+    aliases: ["CheckNarrow"],
+    role: Linear,
+    summary: "an operator that takes few modules",
+    kwargs: NoKwargs,
+    validate: |module, store| match store.tensor("wide") {
+        None if module.name != "up_proj" => Err("it needs a tensor `wide`; give it one".to_owned()),
+        _ => Ok(()),
+    },
+    build: build,
+}
+
 fn linear() -> Spec {
     Spec::Linear(LinearSpec {
         in_features: 8,
@@ -140,7 +155,12 @@ fn planned(rules: &str) -> Plan {
 }
 
 fn checked(rules: &str) -> CheckReport {
-    check(&planned(rules), &tree(), registry(), CheckMode::Model)
+    check(
+        &planned(rules),
+        &tree(),
+        registry(),
+        CheckMode::Model(&BTreeMap::new()),
+    )
 }
 
 fn lines(rules: &str) -> Vec<String> {
@@ -359,5 +379,34 @@ fn presets_name_operators_that_are_registered() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn operators_are_asked_whether_they_take_a_module_and_answer_with_the_rules_line() {
+    let direct = "- match: {class: torch.nn.Linear}\n  replace:\n    class: check.test.Narrow\n";
+    let inner = "- match: {class: torch.nn.Linear}\n  replace:\n    class: check.test.Wrapper\n    kwargs:\n      \
+                 generate_op: CheckNarrow\n      prefill_op: CheckNarrow\n";
+    for (rules, place) in [(direct, "r.yaml:3:"), (inner, "r.yaml:5:")] {
+        let report = checked(rules);
+        let [error] = report.errors.as_slice() else {
+            panic!("{report}");
+        };
+        let text = error.to_string();
+        assert!(text.starts_with(place), "{text}");
+        assert!(
+            text.contains("`check.test.Narrow` cannot take the place of `mlp.gate_proj` (and one more module): it needs a tensor `wide`"),
+            "{text}"
+        );
+        let wide = ktx_core::gguf::Tensor::from_f32("wide", &[1], vec![0.0]);
+        let store = BTreeMap::from([("wide".to_owned(), wide)]);
+        let report = check(
+            &planned(rules),
+            &tree(),
+            registry(),
+            CheckMode::Model(&store),
+        );
+        assert!(report.is_ok(), "{report}");
+        assert!(check(&planned(rules), &tree(), registry(), CheckMode::Tree).is_ok());
     }
 }

@@ -1,21 +1,29 @@
 //! Metadata of one architecture, with errors that name the key.
 
-use ktx_gguf::{Gguf, TensorInfo};
+use ktx_gguf::Gguf;
 
 use crate::ModelError;
 
 /// Larger sizes than this are no sizes of a model.
 const MAX_SIZE: usize = 1 << 28;
 
+/// The shape of a tensor by its GGUF name, row length first, if there is such a tensor.
+pub(crate) type ShapeOf<'a> = &'a dyn Fn(&str) -> Option<Vec<usize>>;
+
 /// The keys below an architecture's prefix.
 pub(crate) struct Keys<'a> {
     gguf: &'a Gguf,
+    shape_of: ShapeOf<'a>,
     prefix: &'a str,
 }
 
 impl<'a> Keys<'a> {
-    pub(crate) fn new(gguf: &'a Gguf, prefix: &'a str) -> Self {
-        Self { gguf, prefix }
+    pub(crate) fn new(gguf: &'a Gguf, shape_of: ShapeOf<'a>, prefix: &'a str) -> Self {
+        Self {
+            gguf,
+            shape_of,
+            prefix,
+        }
     }
 
     fn key(&self, name: &str) -> String {
@@ -95,9 +103,9 @@ impl<'a> Keys<'a> {
         Ok(self.gguf.metadata().bool(&self.key(name))?)
     }
 
-    /// What the file says of a tensor.
-    pub(crate) fn tensor(&self, name: &str) -> Option<&'a TensorInfo> {
-        self.gguf.tensor_info(name)
+    /// The shape of a tensor, row length first, if there is such a tensor.
+    pub(crate) fn tensor(&self, name: &str) -> Option<Vec<usize>> {
+        (self.shape_of)(name)
     }
 
     /// The values of a small tensor, if the file has it.
@@ -109,7 +117,7 @@ impl<'a> Keys<'a> {
     pub(crate) fn vocab_size(&self) -> Result<usize, ModelError> {
         match self
             .tensor("token_embd.weight")
-            .and_then(|t| t.shape.get(1).copied())
+            .and_then(|shape| shape.get(1).copied())
         {
             Some(rows) => Ok(rows),
             None => self.size("vocab_size"),

@@ -131,6 +131,20 @@ pub fn supported() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// [`ModelError`] if the architecture is unknown, or a key is missing or makes no sense.
 pub fn describe(gguf: &Gguf) -> Result<ModelDescription, ModelError> {
+    describe_with(gguf, &|name| {
+        gguf.tensor_info(name).map(|tensor| tensor.shape.clone())
+    })
+}
+
+/// As [`describe`], where tensors can be in other files too: `shape_of` gives the shape of a tensor,
+/// row length first, by its GGUF name.
+///
+/// # Errors
+/// As [`describe`].
+pub fn describe_with(
+    gguf: &Gguf,
+    shape_of: &dyn Fn(&str) -> Option<Vec<usize>>,
+) -> Result<ModelDescription, ModelError> {
     let file = gguf.name().to_owned();
     let metadata = gguf.metadata();
     let name = metadata
@@ -147,7 +161,7 @@ pub fn describe(gguf: &Gguf) -> Result<ModelDescription, ModelError> {
             file,
             architecture: name.to_owned(),
         })?;
-    let keys = keys::Keys::new(gguf, name);
+    let keys = keys::Keys::new(gguf, shape_of, name);
     Ok(ModelDescription {
         architecture: name.to_owned(),
         name: metadata.str("general.name")?.map(str::to_owned),

@@ -47,12 +47,7 @@ pub trait WeightStore: Send + Sync {
     /// Type and shape of the tensor of this full name. A store that only describes a model knows
     /// these and has no bytes.
     fn size(&self, name: &str) -> Option<TensorSize> {
-        self.tensor(name).map(|t| TensorSize {
-            name: t.name().to_owned(),
-            ty: t.ty(),
-            shape: t.shape().to_vec(),
-            bytes: t.bytes().len() as u64,
-        })
+        self.tensor(name).map(|tensor| TensorSize::of(&tensor))
     }
 }
 
@@ -67,6 +62,18 @@ pub struct TensorSize {
     pub shape: Vec<usize>,
     /// Its bytes in the file.
     pub bytes: u64,
+}
+
+impl TensorSize {
+    /// That of a tensor which is there.
+    pub fn of(tensor: &Tensor) -> Self {
+        Self {
+            name: tensor.name().to_owned(),
+            ty: tensor.ty(),
+            shape: tensor.shape().to_vec(),
+            bytes: tensor.size(),
+        }
+    }
 }
 
 impl WeightStore for ktx_gguf::Gguf {

@@ -9,7 +9,6 @@ use crate::register_operator;
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 struct ElsewhereKwargs {
-    block_size: Option<u32>,
     chunck_size: Option<usize>,
     precision: Option<String>,
     device: Option<String>,
@@ -19,11 +18,6 @@ const NOT_BUILT: Option<&str> = Some("the operator cannot be built here");
 
 impl KwargSet for ElsewhereKwargs {
     const DOCS: &'static [KwargDoc] = &[
-        KwargDoc {
-            name: "block_size",
-            doc: "side of the blocks that share a scale",
-            ignored: NOT_BUILT,
-        },
         KwargDoc {
             name: "chunck_size",
             doc: "query rows of a pass",
@@ -42,23 +36,11 @@ impl KwargSet for ElsewhereKwargs {
     ];
 }
 
-const FP8: &str = "weights in FP8 with block scales, which GGUF files do not hold; \
-                   KLinearMarlin multiplies the file's own blocks";
 const XPU: &str = "an Intel GPU, for which there are no operators; `--cpu` does not replace it: \
                    name the operator without IPEXLLM";
 
 fn refuse(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
     Err(args.error("this operator cannot be built here"))
-}
-
-register_operator! {
-    class: "ktransformers.operators.linear.KLinearFP8",
-    aliases: ["KLinearFP8", "ktx.linear.KLinearFP8"],
-    role: Linear,
-    summary: "product with FP8 weights and a scale for each block of 128 x 128",
-    needs: FP8,
-    kwargs: ElsewhereKwargs,
-    build: refuse,
 }
 
 register_operator! {

@@ -1,7 +1,8 @@
 //! Token embedding: rows of a table, dequantised as they are read.
 
-use ktx_gguf::{Tensor, dequantize_row};
+use ktx_gguf::Tensor;
 use ktx_kernels::device::Device;
+use ktx_kernels::linear::WeightRows;
 use ktx_kernels::workspace::Act;
 
 use crate::build::{BuildArgs, OpError, Operator, Placement};
@@ -58,18 +59,16 @@ impl Embedding for HostEmbedding {
         let Some(table) = &self.table else {
             return Err(error("its table is not loaded".into()));
         };
-        let row_bytes = table.bytes().len() / table.rows().max(1);
+        let table = WeightRows::of(table).map_err(|e| error(e.to_string()))?;
         let width = out.cols();
         let rows = cx.workspace.write(out);
         for (id, row) in cx.batch.ids.iter().zip(rows.chunks_exact_mut(width)) {
-            let start = *id as usize * row_bytes;
-            let bytes = table.bytes().get(start..start + row_bytes).ok_or_else(|| {
+            table.dequantize(*id as usize, row).ok_or_else(|| {
                 error(format!(
                     "token id {id} is outside of the vocabulary of {}",
                     self.spec.vocab_size
                 ))
             })?;
-            dequantize_row(table.ty(), bytes, row).map_err(|e| error(e.to_string()))?;
         }
         Ok(())
     }

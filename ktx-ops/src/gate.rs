@@ -86,13 +86,7 @@ impl Gate for KMoEGate {
         let Some(weight) = &self.weight else {
             return Err(error("its weights are not loaded".into()));
         };
-        let matrix = WeightRows::new(
-            weight.ty(),
-            config.experts,
-            self.spec.hidden_size,
-            weight.bytes(),
-        )
-        .map_err(|e| error(e.to_string()))?;
+        let matrix = WeightRows::of(weight).map_err(|e| error(e.to_string()))?;
         cx.scoped(|cx| {
             let logits = cx.alloc(x.device(), x.rows(), config.experts)?;
             let engine = std::mem::replace(&mut cx.precision, Precision::F32);

@@ -52,9 +52,84 @@ pub fn gguf_key(path: &str) -> String {
     key
 }
 
+/// The GGUF name of a tensor: `model.layers.0.self_attn.q_proj.weight` is `blk.0.attn_q.weight`, and
+/// that of an expert `model.layers.3.mlp.experts.5.up_proj.weight` is `blk.3.ffn_up.5.weight`. Names
+/// that are GGUF's already stay.
+pub fn gguf_tensor(name: &str) -> String {
+    if let Some(expert) = expert_tensor(name) {
+        return expert;
+    }
+    match name.rsplit_once('.') {
+        None | Some((_, "e_score_correction_bias")) => gguf_key(name),
+        Some((path, kind)) => format!("{}.{kind}", gguf_key(path)),
+    }
+}
+
+/// The name of a tensor of one expert.
+fn expert_tensor(name: &str) -> Option<String> {
+    let parts: Vec<&str> = name.split('.').collect();
+    let &[
+        "model",
+        "layers",
+        layer,
+        "mlp" | "block_sparse_moe",
+        "experts",
+        expert,
+        projection,
+        kind,
+    ] = parts.as_slice()
+    else {
+        return None;
+    };
+    let projection = match projection {
+        "gate_proj" | "w1" => "gate",
+        "up_proj" | "w3" => "up",
+        "down_proj" | "w2" => "down",
+        _ => return None,
+    };
+    Some(format!("blk.{layer}.ffn_{projection}.{expert}.{kind}"))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::gguf_key;
+    use super::{gguf_key, gguf_tensor};
+
+    #[test]
+    fn tensors_translate_with_what_they_are_of_their_module() {
+        for (name, gguf) in [
+            ("lm_head.weight", "output.weight"),
+            (
+                "model.layers.7.self_attn.q_a_proj.weight_scale_inv",
+                "blk.7.attn_q_a.weight_scale_inv",
+            ),
+            ("model.layers.0.self_attn.q_proj.bias", "blk.0.attn_q.bias"),
+            (
+                "model.layers.3.mlp.gate.weight",
+                "blk.3.ffn_gate_inp.weight",
+            ),
+            (
+                "model.layers.3.mlp.gate.e_score_correction_bias",
+                "blk.3.exp_probs_b.bias",
+            ),
+            (
+                "model.layers.3.mlp.experts.12.up_proj.weight",
+                "blk.3.ffn_up.12.weight",
+            ),
+            (
+                "model.layers.3.block_sparse_moe.experts.1.w2.weight",
+                "blk.3.ffn_down.1.weight",
+            ),
+            (
+                "model.layers.3.mlp.shared_expert_gate.weight",
+                "blk.3.ffn_gate_inp_shexp.weight",
+            ),
+            ("blk.3.ffn_gate_exps.weight", "blk.3.ffn_gate_exps.weight"),
+            ("blk.3.exp_probs_b.bias", "blk.3.exp_probs_b.bias"),
+            ("something", "something"),
+        ] {
+            assert_eq!(gguf_tensor(name), gguf, "{name}");
+        }
+    }
 
     #[test]
     fn paths_translate_as_the_format_names_them() {

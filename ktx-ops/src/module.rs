@@ -212,7 +212,7 @@ impl<'a> Loader<'a> {
     pub fn took(&mut self, tensors: &[&Tensor]) -> Result<(), OpError> {
         for tensor in tensors {
             if self.seen.insert(tensor.name().to_owned()) {
-                self.loaded += tensor.bytes().len() as u64;
+                self.loaded += tensor.size();
             }
         }
         if (self.progress)(LoadProgress {

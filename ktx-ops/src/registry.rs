@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::OnceLock;
 
-use crate::build::{BuildArgs, OpError, Operator};
+use crate::build::{BuildArgs, OpError, Operator, WeightStore};
 use crate::kwargs::{KwargError, KwargInfo, Kwargs};
 use crate::nearest::nearest;
-use crate::tree::Role;
+use crate::tree::{Module, Role};
 
 /// What an operator needs beside its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,10 @@ impl fmt::Display for Needs {
 /// Makes an operator without weights.
 pub type BuildFn = fn(&mut BuildArgs<'_>) -> Result<Operator, OpError>;
 
+/// Says why an operator cannot take the place of a module with these weights, in words that follow
+/// "cannot take the place of `model.layers.0.mlp`:", and what would help.
+pub type ValidateFn = fn(&Module, &dyn WeightStore) -> Result<(), String>;
+
 /// One operator of the registry.
 pub struct OperatorEntry {
     /// Its class path: `ktransformers.operators.linear.KTransformersLinear`.
@@ -49,6 +53,9 @@ pub struct OperatorEntry {
     pub kwargs: KwargInfo,
     /// What it needs.
     pub needs: Needs,
+    /// Looks at the module and its weights when a plan is checked, before anything is loaded; most
+    /// operators take any module of their role.
+    pub validate: Option<ValidateFn>,
     /// Makes one.
     pub build: BuildFn,
     /// The source file that registers it.
@@ -84,6 +91,8 @@ macro_rules! register_operator {
     (@lossy $how:expr) => { Some($how) };
     (@needs) => { $crate::Needs::Host };
     (@needs $what:expr) => { $crate::Needs::Missing($what) };
+    (@validate) => { None };
+    (@validate $how:expr) => { Some($how) };
     (@kwargs open $set:ty) => { $crate::KwargInfo::open::<$set>() };
     (@kwargs $set:ty) => { $crate::KwargInfo::of::<$set>() };
     (
@@ -94,6 +103,7 @@ macro_rules! register_operator {
         $(lossy: $lossy:expr,)?
         $(needs: $needs:expr,)?
         kwargs: $($kwargs:ident)+,
+        $(validate: $validate:expr,)?
         build: $build:expr $(,)?
     ) => {
         $crate::inventory::submit! {
@@ -105,6 +115,7 @@ macro_rules! register_operator {
                 lossy: $crate::register_operator!(@lossy $($lossy)?),
                 kwargs: $crate::register_operator!(@kwargs $($kwargs)+),
                 needs: $crate::register_operator!(@needs $($needs)?),
+                validate: $crate::register_operator!(@validate $($validate)?),
                 build: $build,
                 file: file!(),
                 line: line!(),
@@ -228,6 +239,7 @@ mod tests {
             lossy: None,
             kwargs: KwargInfo::of::<NoKwargs>(),
             needs: Needs::Host,
+            validate: None,
             build,
             file: "test.rs",
             line,

@@ -6,12 +6,13 @@ use ktx_kernels::device::Device;
 use ktx_kernels::rope::{RopeHeads, RopeScaling, RopeTable, rope};
 use ktx_kernels::workspace::Act;
 
-use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::build::{BuildArgs, OpError, Operator, Placement, WeightStore};
 use crate::kwargs::NoKwargs;
 use crate::linear::kernel_error;
 use crate::module::{Forward, HeadSpan, KModule, Loader, Phase, Rope};
 use crate::register_operator;
 use crate::spec::{RopeSpec, Spec};
+use crate::tree::Module;
 
 /// Positions that a table covers at least, whatever context the model states.
 const MIN_POSITIONS: usize = 1 << 20;
@@ -98,14 +99,20 @@ fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
 }
 
 /// A YaRN operator on a model without YaRN would rotate plainly in silence: that is refused.
-fn build_yarn(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
-    let rope = RotaryEmbedding::new(args, RotaryEmbedding::YARN)?;
-    if !matches!(rope.spec.config.scaling, RopeScaling::Yarn(_)) {
-        return Err(args.error(
-            "a YaRN operator, and the model's file has no YaRN scaling (`rope.scaling.type`); \
-             use ktransformers.operators.RoPE.RotaryEmbeddingV3 for it",
-        ));
+fn needs_yarn(module: &Module, _: &dyn WeightStore) -> Result<(), String> {
+    match &module.spec {
+        Spec::Rope(spec) if !matches!(spec.config.scaling, RopeScaling::Yarn(_)) => Err(
+            "it needs a model with YaRN scaling, and this file has none (`rope.scaling.type`); \
+             ktransformers.operators.RoPE.RotaryEmbeddingV3 rotates as the file says"
+                .to_owned(),
+        ),
+        _ => Ok(()),
     }
+}
+
+fn build_yarn(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    needs_yarn(args.module, args.store).map_err(|reason| args.error(reason))?;
+    let rope = RotaryEmbedding::new(args, RotaryEmbedding::YARN)?;
     Ok(Operator::Rope(Box::new(rope)))
 }
 
@@ -142,5 +149,6 @@ register_operator! {
     role: Rope,
     summary: "rotary position embedding with YaRN; refused on a model without it",
     kwargs: NoKwargs,
+    validate: needs_yarn,
     build: build_yarn,
 }

@@ -1,12 +1,13 @@
-//! `ktx inspect`: what a GGUF file holds.
+//! `ktx inspect`: what a GGUF file, or safetensors files, hold.
 
 use std::collections::BTreeMap;
 use std::io::{Write, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use ktx_core::gguf::{Array, GgmlType, Gguf, TensorInfo, Value};
+use ktx_core::gguf::{Array, Gguf, Safetensors, Value};
 use ktx_core::memory::Bytes;
+use ktx_core::model_files::ModelFiles;
 use serde_json::{Map, json};
 
 use crate::builtin::builtin_model;
@@ -21,13 +22,15 @@ const ELEMENTS: usize = 4;
 const EXAMPLE: &str = "\
 Examples:
   ktx inspect model.gguf
+  ktx inspect model.safetensors.index.json
   ktx inspect --json model-00001-of-00003.gguf | jq .tensors";
 
-/// Print a GGUF file's metadata, tensors, and sizes per type
+/// Print a file's metadata, tensors, and sizes per type
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct InspectArgs {
-    /// GGUF file, of a split model any part; without it, the built-in model
+    /// GGUF file, of a split model any part; safetensors file or index; or a directory of either or both; without it,
+    /// the built-in model
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
 
@@ -40,24 +43,64 @@ pub(crate) struct InspectArgs {
     json: bool,
 }
 
+/// Files that are read together.
+struct Files {
+    gguf: Option<Gguf>,
+    safetensors: Option<Safetensors>,
+}
+
 /// Runs the command.
 pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
-    let gguf = match &args.model {
-        Some(path) => Gguf::open(path)?,
-        None => builtin_model()?,
-    };
+    let files = open(args.model.as_deref())?;
     let mut out = stdout().lock();
     if args.json {
-        writeln!(out, "{}", to_json(&gguf))?;
+        writeln!(out, "{}", to_json(&files))?;
         return Ok(());
     }
-    writeln!(
-        out,
-        "{}: GGUF version {}, {}",
-        gguf.name(),
-        gguf.version(),
-        size(&gguf)
-    )?;
+    if let Some(gguf) = &files.gguf {
+        write_gguf(gguf, args.full, &mut out)?;
+    }
+    if files.gguf.is_some() && files.safetensors.is_some() {
+        writeln!(out)?;
+    }
+    if let Some(safetensors) = &files.safetensors {
+        write_safetensors(safetensors, &mut out)?;
+    }
+    Ok(())
+}
+
+fn open(path: Option<&Path>) -> Result<Files, CliError> {
+    let safetensors = |path: &Path| -> Result<Files, CliError> {
+        Ok(Files {
+            gguf: None,
+            safetensors: Some(Safetensors::open(path)?),
+        })
+    };
+    let Some(path) = path else {
+        return Ok(Files {
+            gguf: Some(builtin_model()?),
+            safetensors: None,
+        });
+    };
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("safetensors" | "json") if !path.is_dir() => return safetensors(path),
+        _ => {}
+    }
+    match ModelFiles::at(path) {
+        Ok(files) => Ok(Files {
+            gguf: Some(Gguf::open(files.gguf)?),
+            safetensors: files.beside.map(Safetensors::open).transpose()?,
+        }),
+        // A directory without a GGUF model may be a checkpoint; if not, the first error says more.
+        Err(error) => safetensors(path).map_err(|_| error.into()),
+    }
+}
+
+fn write_gguf(gguf: &Gguf, full: bool, out: &mut dyn Write) -> Result<(), CliError> {
+    let tensors = Listed::of_gguf(gguf);
+    let (version, files) = (gguf.version(), gguf.parts());
+    let size = size(&tensors, gguf.file_size(), files);
+    writeln!(out, "{}: GGUF version {version}, {size}", gguf.name())?;
     writeln!(out, "\nmetadata")?;
     for (key, value) in gguf.metadata().iter() {
         writeln!(
@@ -65,59 +108,103 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
             "  {} ({}) = {}",
             printable(key),
             value.type_name(),
-            show(value, args.full)
+            show(value, full)
         )?;
     }
-    writeln!(out, "\ntensors")?;
-    write_tensors(&gguf, &mut out)?;
-    writeln!(out, "\nsizes per type")?;
-    Ok(write_types(&gguf, &mut out)?)
+    Ok(write_tensors(&tensors, out)?)
 }
 
-fn size(gguf: &Gguf) -> String {
-    let elements: u64 = gguf.tensors().map(elements).sum();
-    let parts = match gguf.parts() {
+fn write_safetensors(set: &Safetensors, out: &mut dyn Write) -> Result<(), CliError> {
+    let tensors = Listed::of_safetensors(set);
+    let size = size(&tensors, set.file_size(), set.files().len());
+    writeln!(out, "{}: safetensors, {size}", set.name())?;
+    writeln!(out, "\nmetadata")?;
+    for (key, text) in set.metadata(0) {
+        writeln!(out, "  {} = {}", printable(key), printable(text))?;
+    }
+    Ok(write_tensors(&tensors, out)?)
+}
+
+/// One tensor of either kind of file; shapes are in the file's order: row length first in GGUF, last in safetensors.
+struct Listed<'a> {
+    name: &'a str,
+    ty: &'static str,
+    shape: &'a [usize],
+    offset: u64,
+    bytes: u64,
+}
+
+impl<'a> Listed<'a> {
+    fn of_gguf(gguf: &'a Gguf) -> Vec<Self> {
+        gguf.tensors()
+            .map(|t| Self {
+                name: &t.name,
+                ty: t.ty.name(),
+                shape: &t.shape,
+                offset: t.offset,
+                bytes: t.bytes,
+            })
+            .collect()
+    }
+
+    fn of_safetensors(set: &'a Safetensors) -> Vec<Self> {
+        set.tensors()
+            .map(|t| Self {
+                name: &t.name,
+                ty: t.dtype.name(),
+                shape: &t.shape,
+                offset: t.offset,
+                bytes: t.bytes,
+            })
+            .collect()
+    }
+
+    fn elements(&self) -> u64 {
+        self.shape.iter().map(|&n| n as u64).product()
+    }
+
+    fn shape(&self) -> String {
+        let sizes: Vec<String> = self.shape.iter().map(ToString::to_string).collect();
+        sizes.join(" x ")
+    }
+}
+
+fn size(tensors: &[Listed<'_>], bytes: u64, files: usize) -> String {
+    let elements: u64 = tensors.iter().map(Listed::elements).sum();
+    let parts = match files {
         1 => String::new(),
-        parts => format!(" in {parts} files"),
+        files => format!(" in {files} files"),
     };
     format!(
-        "{} ({} bytes){parts}, {} tensors, {:.1} M parameters",
-        Bytes(gguf.file_size()),
-        gguf.file_size(),
-        gguf.tensors().len(),
+        "{} ({bytes} bytes){parts}, {} tensors, {:.1} M parameters",
+        Bytes(bytes),
+        tensors.len(),
         elements as f64 / 1e6
     )
 }
 
-fn elements(tensor: &TensorInfo) -> u64 {
-    tensor.shape.iter().map(|&n| n as u64).product()
-}
-
-/// Row length first, as in the file.
-fn shape(tensor: &TensorInfo) -> String {
-    let sizes: Vec<String> = tensor.shape.iter().map(ToString::to_string).collect();
-    sizes.join(" x ")
-}
-
-fn write_tensors(gguf: &Gguf, out: &mut dyn Write) -> std::io::Result<()> {
+fn write_tensors(tensors: &[Listed<'_>], out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(out, "\ntensors")?;
     let mut table = Table::new([
         ("  name", Align::Left),
         ("type", Align::Left),
         ("shape", Align::Left),
         ("size", Align::Right),
     ]);
-    for tensor in gguf.tensors() {
+    for tensor in tensors {
         table.push([
-            format!("  {}", printable(&tensor.name)),
-            tensor.ty.name().to_owned(),
-            shape(tensor),
+            format!("  {}", printable(tensor.name)),
+            tensor.ty.to_owned(),
+            tensor.shape(),
             Bytes(tensor.bytes).to_string(),
         ]);
     }
-    table.write(out)
+    table.write(out)?;
+    writeln!(out, "\nsizes per type")?;
+    write_types(tensors, out)
 }
 
-fn write_types(gguf: &Gguf, out: &mut dyn Write) -> std::io::Result<()> {
+fn write_types(tensors: &[Listed<'_>], out: &mut dyn Write) -> std::io::Result<()> {
     let mut table = Table::new([
         ("  type", Align::Left),
         ("tensors", Align::Right),
@@ -125,13 +212,13 @@ fn write_types(gguf: &Gguf, out: &mut dyn Write) -> std::io::Result<()> {
         ("size", Align::Right),
         ("bits per weight", Align::Right),
     ]);
-    for (ty, sum) in per_type(gguf) {
+    for (ty, sum) in per_type(tensors) {
         table.push([
             format!("  {ty}"),
             sum.tensors.to_string(),
             sum.elements.to_string(),
             Bytes(sum.bytes).to_string(),
-            format!("{:.2}", sum.bytes as f64 * 8.0 / sum.elements as f64),
+            format!("{:.2}", sum.bytes as f64 * 8.0 / sum.elements.max(1) as f64),
         ]);
     }
     table.write(out)
@@ -145,12 +232,12 @@ struct Sum {
 }
 
 /// Sums over the tensors of each type, the largest first.
-fn per_type(gguf: &Gguf) -> Vec<(&'static str, Sum)> {
+fn per_type(tensors: &[Listed<'_>]) -> Vec<(&'static str, Sum)> {
     let mut sums: BTreeMap<&'static str, Sum> = BTreeMap::new();
-    for tensor in gguf.tensors() {
-        let sum = sums.entry(GgmlType::name(tensor.ty)).or_default();
+    for tensor in tensors {
+        let sum = sums.entry(tensor.ty).or_default();
         sum.tensors += 1;
-        sum.elements += elements(tensor);
+        sum.elements += tensor.elements();
         sum.bytes += tensor.bytes;
     }
     let mut sums: Vec<_> = sums.into_iter().collect();
@@ -240,17 +327,51 @@ fn array_json(array: &Array, limit: usize) -> Vec<serde_json::Value> {
     }
 }
 
-fn to_json(gguf: &Gguf) -> serde_json::Value {
+/// The GGUF file, with the safetensors files under a key of their own; or these alone.
+fn to_json(files: &Files) -> serde_json::Value {
+    let beside = files.safetensors.as_ref().map(|set| {
+        let metadata: Map<_, _> = set
+            .metadata(0)
+            .map(|(k, v)| (k.to_owned(), json!(v)))
+            .collect();
+        let tensors = Listed::of_safetensors(set);
+        listing(
+            set.name(),
+            set.file_size(),
+            set.files().len(),
+            metadata,
+            &tensors,
+        )
+    });
+    let Some(gguf) = &files.gguf else {
+        return beside.map_or(serde_json::Value::Null, Into::into);
+    };
     let metadata: Map<_, _> = gguf
         .metadata()
         .iter()
         .map(|(key, value)| (key.to_owned(), value_json(value)))
         .collect();
-    let tensors: Vec<_> = gguf
-        .tensors()
-        .map(|t| json!({ "name": t.name, "type": t.ty.name(), "shape": t.shape, "offset": t.offset, "bytes": t.bytes }))
-        .collect();
-    let types: Map<_, _> = per_type(gguf)
+    let tensors = Listed::of_gguf(gguf);
+    let mut all = listing(
+        gguf.name(),
+        gguf.file_size(),
+        gguf.parts(),
+        metadata,
+        &tensors,
+    );
+    all.insert("version".to_owned(), json!(gguf.version()));
+    all.extend(beside.map(|set| ("safetensors".to_owned(), set.into())));
+    all.into()
+}
+
+fn listing(
+    name: &str,
+    bytes: u64,
+    files: usize,
+    metadata: Map<String, serde_json::Value>,
+    tensors: &[Listed<'_>],
+) -> Map<String, serde_json::Value> {
+    let types: Map<_, _> = per_type(tensors)
         .into_iter()
         .map(|(ty, s)| {
             (
@@ -259,15 +380,18 @@ fn to_json(gguf: &Gguf) -> serde_json::Value {
             )
         })
         .collect();
-    json!({
-        "file": gguf.name(),
-        "version": gguf.version(),
-        "bytes": gguf.file_size(),
-        "files": gguf.parts(),
-        "metadata": metadata,
-        "tensors": tensors,
-        "types": types,
-    })
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|t| json!({ "name": t.name, "type": t.ty, "shape": t.shape, "offset": t.offset, "bytes": t.bytes }))
+        .collect();
+    Map::from_iter([
+        ("file".to_owned(), json!(name)),
+        ("bytes".to_owned(), json!(bytes)),
+        ("files".to_owned(), json!(files)),
+        ("metadata".to_owned(), metadata.into()),
+        ("tensors".to_owned(), tensors.into()),
+        ("types".to_owned(), types.into()),
+    ])
 }
 
 #[cfg(test)]

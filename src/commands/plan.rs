@@ -1,6 +1,6 @@
 //! `ktx plan`: which operator goes where, and why, before anything is loaded.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
@@ -44,7 +44,7 @@ pub(crate) struct PlanArgs {
     pub(super) arch: ArchArgs,
 
     /// JSON file of a module tree, {path: class path} with parents first, instead of a model; with --arch, sizes too
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "gguf_path"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "gguf_path", "safetensors"])]
     pub(super) tree: Option<PathBuf>,
 
     /// Print what changes from one rule file to another, in modules and in bytes on each device
@@ -159,6 +159,7 @@ fn of_model(args: &PlanArgs) -> Result<(), CliError> {
             tell_memory(&planned, &weights);
         }
     }
+    tell_files(&planned, &weights);
     notes::about_plan(&planned);
     Ok(())
 }
@@ -181,6 +182,36 @@ fn emit_rules(args: &PlanArgs, planned: &PlannedModel) -> Result<bool, CliError>
     })?;
     notes::note(format_args!("rules written to {}", file.display()));
     Ok(false)
+}
+
+/// How much comes from which files, where there are several kinds.
+fn tell_files(planned: &PlannedModel, weights: &[ModuleWeights]) {
+    let files = planned.weights();
+    if files.beside().is_empty() {
+        return;
+    }
+    let mut seen = HashSet::new();
+    let (mut beside, mut gguf) = ((0, 0), (0, 0));
+    for (name, bytes) in weights.iter().flat_map(|module| &module.tensors) {
+        if seen.insert(name.as_str()) {
+            let sum = if files.is_beside(name) {
+                &mut beside
+            } else {
+                &mut gguf
+            };
+            *sum = (sum.0 + 1, sum.1 + bytes);
+        }
+    }
+    let names: Vec<&str> = files.beside().iter().map(|set| set.name()).collect();
+    for ((tensors, bytes), from) in [
+        (beside, names.join(", ")),
+        (gguf, files.gguf().name().to_owned()),
+    ] {
+        notes::note(format_args!(
+            "{tensors} tensors, {} of weights, from {from}",
+            Bytes(bytes)
+        ));
+    }
 }
 
 /// Memory for each device; without the parts that only a machine with all devices can tell, if this is none.
@@ -234,15 +265,18 @@ fn print(
         writeln!(out, "{:#}", plan.to_json(keys))?;
         return Ok(());
     }
-    let bytes: HashMap<&str, u64> = weights.iter().map(|w| (w.path.as_str(), w.bytes)).collect();
+    let weights: HashMap<&str, &ModuleWeights> =
+        weights.iter().map(|w| (w.path.as_str(), w)).collect();
     let mut table = Table::new([
         ("module", Align::Left),
         ("class", Align::Left),
         ("device", Align::Left),
+        ("type", Align::Left),
         ("size", Align::Right),
         ("rule", Align::Left),
     ]);
     for entry in plan.entries() {
+        let weights = weights.get(entry.path.as_str());
         table.push([
             if entry.path.is_empty() {
                 "(root)".to_owned()
@@ -251,9 +285,8 @@ fn print(
             },
             class(entry),
             device(plan, entry, registry),
-            bytes
-                .get(entry.path.as_str())
-                .map_or_else(|| "-".to_owned(), |b| Bytes(*b).to_string()),
+            weights.map_or_else(|| "-".to_owned(), |w| w.types.join(", ")),
+            weights.map_or_else(|| "-".to_owned(), |w| Bytes(w.bytes).to_string()),
             entry.rule.as_ref().map_or_else(
                 || "-".to_owned(),
                 |rule| match rule.is_included {

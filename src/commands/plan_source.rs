@@ -15,7 +15,7 @@ use crate::text_file::read_text;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ArchArgs {
     /// A model that is not there: the name of a published one, or a JSON file of GGUF metadata
-    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["model", "gguf_path"])]
+    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["model", "gguf_path", "safetensors"])]
     pub(crate) arch: Option<PathBuf>,
 
     /// Quantisation of the model that --arch names

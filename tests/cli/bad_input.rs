@@ -30,12 +30,10 @@ fn a_missing_model_is_named() {
 }
 
 #[test]
-fn a_directory_is_no_model() {
-    assert_says(&message(&["--model", "models"]), &["models is a directory"]);
-    assert_says(
-        &message(&["--gguf_path", "src"]),
-        &["src: no GGUF file in it"],
-    );
+fn a_directory_without_a_model_is_refused() {
+    for flag in ["--model", "--gguf_path"] {
+        assert_says(&message(&[flag, "src"]), &["src: no GGUF file in it"]);
+    }
 }
 
 #[test]

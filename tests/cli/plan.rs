@@ -78,11 +78,16 @@ fn the_table_shows_class_device_size_and_the_rules_line() {
         .filter(|cell| !cell.is_empty())
         .collect();
     assert_eq!(
-        &cells[1..4],
-        ["KTransformersLinear(KLinearCPUInfer)", "cpu", "68.0 KiB"],
+        &cells[1..5],
+        [
+            "KTransformersLinear(KLinearCPUInfer)",
+            "cpu",
+            "Q8_0",
+            "68.0 KiB"
+        ],
         "{row}"
     );
-    assert!(cells[4].starts_with("line "), "{row}");
+    assert!(cells[5].starts_with("line "), "{row}");
 }
 
 #[test]
@@ -188,4 +193,48 @@ fn two_rule_files_are_compared_module_by_module_and_by_bytes() {
     );
     let same = ktx(&["plan", "--device", "cpu", "--diff", &a, &a]).ok();
     assert!(same.starts_with("0 of "), "{same}");
+}
+
+#[test]
+fn a_plan_shows_the_types_and_files_of_weights_beside_a_gguf_file() {
+    let rules = format!("{PLANS}/rules/DeepSeek-V3-Chat-fp8-linear-ggml-experts.yaml");
+    let directory = "tests/fixtures/fp8";
+    let (model, beside) = (
+        format!("{directory}/model.gguf"),
+        format!("{directory}/model.safetensors"),
+    );
+    for source in [
+        &["--model", directory][..],
+        &["--model", &model, "--safetensors", &beside],
+    ] {
+        let call = ktx(&[&["plan", "--rules", &rules, "--cpu"][..], source].concat());
+        let said = call.stderr.clone();
+        assert!(
+            said.contains(&format!("from {model}")) && said.contains("tensors, "),
+            "{said}"
+        );
+        let table = call.ok();
+        let row = |path: &str| table.lines().find(|line| line.starts_with(path)).unwrap();
+        assert!(
+            row("model.layers.0.self_attn.q_a_proj ").contains("F8_E4M3"),
+            "{table}"
+        );
+        assert!(
+            row("model.layers.1.mlp.experts ").contains("Q8_0"),
+            "{table}"
+        );
+    }
+    let said = ktx(&[
+        "plan",
+        "--rules",
+        &rules,
+        "--cpu",
+        "--model",
+        "tests/fixtures/transformers/deepseek_v3.gguf",
+    ])
+    .error();
+    assert!(
+        said.contains("needs an FP8 tensor") && said.contains(".yaml:16:"),
+        "{said}"
+    );
 }

@@ -38,6 +38,36 @@ fn inspect_shows_metadata_tensors_and_sizes() {
 }
 
 #[test]
+fn inspect_shows_safetensors_alone_and_beside_a_gguf_file() {
+    let file = "tests/fixtures/fp8/model.safetensors";
+    let text = ktx(&["inspect", file]).ok();
+    let row = text
+        .lines()
+        .find(|line| line.contains("layers.0.self_attn.q_a_proj.weight "))
+        .unwrap();
+    assert!(
+        row.contains("F8_E4M3") && row.contains("136 x 160"),
+        "{row}"
+    );
+    assert!(
+        text.contains("format = pt") && !text.contains("GGUF"),
+        "{text}"
+    );
+    let text = ktx(&["inspect", "tests/fixtures/fp8"]).ok();
+    assert!(
+        text.contains("GGUF version 3") && text.contains("F8_E4M3"),
+        "{text}"
+    );
+    let both = json(&["inspect", "--json", "tests/fixtures/fp8"]);
+    let alone = json(&["inspect", "--json", file]);
+    assert_eq!(both["safetensors"]["tensors"], alone["tensors"]);
+    assert!(alone["types"]["F8_E4M3"]["bytes"].as_u64().unwrap() > 100_000);
+    assert_eq!(both["tensors"].as_array().unwrap().len(), 3);
+    let said = ktx(&["inspect", "tests/fixtures"]).error();
+    assert!(said.contains("no GGUF file in it"), "{said}");
+}
+
+#[test]
 fn inspect_gives_all_as_json() {
     let model = json(&["inspect", "--json"]);
     assert_eq!(model["metadata"]["deepseek2.block_count"], 5);

@@ -1,11 +1,13 @@
 //! The engine on real and on tiny models, against references that share no code with it.
 
 mod devices;
+mod fp8;
 mod generation;
 mod goldens;
 #[cfg(target_os = "linux")]
 mod memory;
 mod naive;
+mod named_operators;
 mod perplexity;
 mod placement;
 mod rule_files;

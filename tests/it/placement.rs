@@ -42,7 +42,12 @@ fn check_rules(description: &ModelDescription, placement: &Placement) {
     let rules = RuleSet::parse(&text, "emitted").unwrap();
     let plan = plan(&description.tree, &rules, "cpu").unwrap();
     assert!(plan.warnings.is_empty(), "{:?}\n{text}", plan.warnings);
-    let report = check(&plan, &description.tree, registry(), CheckMode::Model);
+    let report = check(
+        &plan,
+        &description.tree,
+        registry(),
+        CheckMode::Model(&std::collections::BTreeMap::new()),
+    );
     assert!(report.is_ok(), "{:?}\n{text}", report.errors);
     for entry in plan.entries() {
         if entry.path.is_empty() {

@@ -2,9 +2,9 @@
 
 use std::num::NonZeroUsize;
 
-use ktx_gguf::Gguf;
 use ktx_kernels::kv::KvType;
 use ktx_models::ModelDescription;
+use ktx_ops::WeightStore;
 
 use super::{MemoryCheck, Settings};
 use crate::error::EngineError;
@@ -28,7 +28,7 @@ impl AutoPlacement {
     /// The placement of a model.
     pub(super) fn place(
         &self,
-        gguf: &Gguf,
+        store: &dyn WeightStore,
         description: &ModelDescription,
         settings: &Settings,
         check: MemoryCheck,
@@ -57,6 +57,6 @@ impl AutoPlacement {
             workload: self.workload,
             machine,
         };
-        Ok(place(description, gguf, &request)?)
+        Ok(place(description, store, &request)?)
     }
 }

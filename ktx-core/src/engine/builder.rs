@@ -5,13 +5,13 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use ktx_gguf::Gguf;
+use ktx_gguf::{Gguf, Safetensors};
 use ktx_kernels::cpu;
 use ktx_kernels::device::Device;
 use ktx_kernels::kv::{KvType, PAGE_TOKENS};
 use ktx_kernels::linear::Precision;
 use ktx_kernels::pool::ThreadPool;
-use ktx_models::{ModelDescription, describe};
+use ktx_models::{ModelDescription, describe_with};
 use ktx_ops::{LoadProgress, try_registry};
 
 use super::{AutoPlacement, Engine, Inner, Runtime, runtime};
@@ -22,12 +22,14 @@ use crate::memory::{
     Bytes, DeviceMemory, MemoryEstimate, ModuleWeights, available_host_memory, module_weights,
     working,
 };
+use crate::model_files::ModelFiles;
 use crate::placement::Placement;
 use crate::plan::{
     CheckMode, CheckReport, Plan, check, named_devices, plan_model, require_devices,
 };
 use crate::rules::{RuleSet, RuleVariables, preset_for, presets};
 use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
 
 /// Context of an engine whose settings name none: longer ones are asked for.
 const DEFAULT_CONTEXT: usize = 8192;
@@ -103,6 +105,7 @@ enum Source {
 #[derive(Default)]
 pub struct EngineBuilder {
     source: Option<Source>,
+    safetensors: Vec<PathBuf>,
     rules: Rules,
     variables: RuleVariables,
     mapping: DeviceMapping,
@@ -117,7 +120,8 @@ pub struct EngineBuilder {
 }
 
 impl EngineBuilder {
-    /// The model's GGUF file; of a split one, any part.
+    /// The model's GGUF file, of a split one any part; or a directory that holds one such model, and maybe
+    /// safetensors files, which then go before it as those of [`EngineBuilder::safetensors`] do.
     pub fn model(mut self, path: impl AsRef<Path>) -> Self {
         self.source = Some(Source::File(path.as_ref().to_owned()));
         self
@@ -126,6 +130,13 @@ impl EngineBuilder {
     /// A model that is opened already.
     pub fn gguf(mut self, gguf: Gguf) -> Self {
         self.source = Some(Source::Opened(gguf));
+        self
+    }
+
+    /// Safetensors files of the same model (a file, an index, or a directory): a weight that they have is read from
+    /// them and not from the GGUF file. May be called several times.
+    pub fn safetensors(mut self, path: impl AsRef<Path>) -> Self {
+        self.safetensors.push(path.as_ref().to_owned());
         self
     }
 
@@ -202,18 +213,9 @@ impl EngineBuilder {
     pub fn plan(self) -> Result<PlannedModel, EngineError> {
         let registry = try_registry()?;
         cpu::requested()?;
-        let gguf = match self.source {
-            Some(Source::Opened(gguf)) => gguf,
-            Some(Source::File(path)) => Gguf::open(path)?,
-            None => {
-                return Err(EngineError::Setting {
-                    name: "model",
-                    value: 0,
-                    range: "name a model's file",
-                });
-            }
-        };
-        let description = describe(&gguf)?;
+        let mut weights = open(self.source, &self.safetensors)?;
+        let description = describe_with(weights.gguf(), &|name| weights.shape(name))?;
+        weights.take(&description.tree, &description.architecture)?;
         let settings = Settings {
             threads: positive(
                 "threads",
@@ -235,7 +237,7 @@ impl EngineBuilder {
         let mut placement = None;
         let (rules, rules_name) = match &self.rules {
             Rules::Auto(auto) => {
-                let placed = auto.place(&gguf, &description, &settings, self.memory)?;
+                let placed = auto.place(&weights, &description, &settings, self.memory)?;
                 let name = "automatic placement";
                 let rules = RuleSet::parse(&placed.rules(&description)?, name)?;
                 placement = Some(placed);
@@ -248,13 +250,18 @@ impl EngineBuilder {
             Some(device) if placement.is_none() => device,
             _ => Device::CPU.to_string(),
         };
-        let mut plan = plan_model(&description.tree, &rules, &default_device, &gguf)?;
+        let mut plan = plan_model(&description.tree, &rules, &default_device, &weights)?;
         if self.mapping == DeviceMapping::AllOnCpu {
             plan.map_devices_to_cpu(registry);
         }
-        let report = check(&plan, &description.tree, registry, CheckMode::Model);
+        let report = check(
+            &plan,
+            &description.tree,
+            registry,
+            CheckMode::Model(&weights),
+        );
         Ok(PlannedModel {
-            gguf,
+            weights,
             description,
             rules_name,
             plan,
@@ -277,6 +284,29 @@ impl EngineBuilder {
 /// The devices that modules can be put on.
 pub fn available_devices() -> Vec<Device> {
     vec![Device::CPU]
+}
+
+/// The model's files, opened.
+fn open(source: Option<Source>, safetensors: &[PathBuf]) -> Result<Weights, EngineError> {
+    let mut beside: Vec<PathBuf> = safetensors.to_vec();
+    let gguf = match source {
+        Some(Source::Opened(gguf)) => gguf,
+        Some(Source::File(path)) => {
+            let files = ModelFiles::at(&path)?;
+            // Named safetensors files are all that are wanted.
+            beside.extend(files.beside.filter(|_| safetensors.is_empty()));
+            Gguf::open(files.gguf)?
+        }
+        None => {
+            return Err(EngineError::Setting {
+                name: "model",
+                value: 0,
+                range: "name a model's file",
+            });
+        }
+    };
+    let beside: Result<Vec<_>, _> = beside.iter().map(Safetensors::open).collect();
+    Weights::new(gguf, beside?)
 }
 
 /// A setting from 1 to what any model could use.
@@ -333,7 +363,7 @@ fn read_rules(
 
 /// A model with its plan, before anything is loaded.
 pub struct PlannedModel {
-    gguf: Gguf,
+    weights: Weights,
     description: ModelDescription,
     rules_name: String,
     plan: Plan,
@@ -354,9 +384,14 @@ impl PlannedModel {
         &self.description
     }
 
-    /// The file.
+    /// The GGUF file.
     pub fn gguf(&self) -> &Gguf {
-        &self.gguf
+        self.weights.gguf()
+    }
+
+    /// The weights of all files.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     /// Where the rules came from, in words.
@@ -402,7 +437,7 @@ impl PlannedModel {
         Ok(module_weights(
             &self.description.tree,
             &self.plan,
-            &self.gguf,
+            &self.weights,
         )?)
     }
 
@@ -419,7 +454,7 @@ impl PlannedModel {
         self.require()?;
         // Sizes are trusted only after all tensors were seen to have them.
         self.module_weights()?;
-        let (children, report) = inject(&self.description.tree, &self.plan, &self.gguf)?;
+        let (children, report) = inject(&self.description.tree, &self.plan, &self.weights)?;
         let named = named_devices(&self.plan, try_registry()?)?;
         let parts =
             runtime::Parts::new(children, &report, named, &self.settings, &self.description)?;
@@ -437,14 +472,14 @@ impl PlannedModel {
                 }
             }
         }
-        for (device, bytes) in working::made(&self.description.tree, &self.plan, &self.gguf)? {
+        for (device, bytes) in working::made(&self.description.tree, &self.plan, &self.weights)? {
             estimate.devices.entry(device).or_default().weights += bytes;
         }
         let host = estimate.devices.entry(Device::CPU).or_default();
         host.kv += parts.kv_bytes(&self.settings);
         host.scratch += parts.scratch_bytes();
-        host.scratch += working::products(&self.description, &self.gguf, &self.settings)?;
-        host.process += working::process(&self.description, &self.gguf);
+        host.scratch += working::products(&self.description, &self.weights, &self.settings)?;
+        host.process += working::process(&self.description, self.weights.gguf());
         Ok(estimate)
     }
 
@@ -460,14 +495,14 @@ impl PlannedModel {
         if self.memory == MemoryCheck::Refuse {
             self.require_memory(&self.estimate_of(&parts)?)?;
         }
-        let tokenizer = Tokenizer::from_metadata(self.gguf.metadata())?;
-        let template = ChatTemplate::from_metadata(self.gguf.metadata());
+        let tokenizer = Tokenizer::from_metadata(self.gguf().metadata())?;
+        let template = ChatTemplate::from_metadata(self.gguf().metadata());
         let threads = NonZeroUsize::new(self.settings.threads).unwrap_or(NonZeroUsize::MIN);
         let runtime = Runtime::load(
             parts,
             &self.settings,
             ThreadPool::new(threads),
-            Arc::new(self.gguf),
+            Arc::new(self.weights),
             progress,
         )?;
         Ok(Engine {

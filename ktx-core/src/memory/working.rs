@@ -9,7 +9,7 @@ use ktx_kernels::linear::Precision;
 use ktx_models::ModelDescription;
 use ktx_ops::sizes::{made_of, sizes_of};
 use ktx_ops::spec::Spec;
-use ktx_ops::{Module, OpError, Role, registry};
+use ktx_ops::{Module, OpError, Role, WeightStore, registry};
 
 use super::PROCESS_BYTES;
 use crate::engine::Settings;
@@ -31,12 +31,12 @@ const ROW_PAD: usize = 256;
 pub(crate) fn made(
     tree: &Module,
     plan: &Plan,
-    gguf: &Gguf,
+    store: &dyn WeightStore,
 ) -> Result<BTreeMap<Device, u64>, OpError> {
     let mut all = BTreeMap::new();
     let mut stack = vec![tree];
     while let Some(module) = stack.pop() {
-        let bytes = made_of(module, gguf);
+        let bytes = made_of(module, store);
         if bytes > 0 {
             let placement =
                 plan.placement_at(&module.path, registry())
@@ -57,7 +57,7 @@ pub(crate) fn made(
 /// Activations as products take them, the threads' own memory, and tables of rotations.
 pub(crate) fn products(
     description: &ModelDescription,
-    gguf: &Gguf,
+    store: &dyn WeightStore,
     settings: &Settings,
 ) -> Result<u64, OpError> {
     let tokens = settings.chunk_size.min(settings.context);
@@ -70,7 +70,7 @@ pub(crate) fn products(
             Spec::Experts(spec) => {
                 let mut x = Forms::default();
                 let mut h = Forms::default();
-                for size in sizes_of(module, true, gguf)? {
+                for size in sizes_of(module, true, store)? {
                     if size.name.ends_with(".bias") {
                         continue;
                     }
@@ -93,7 +93,7 @@ pub(crate) fn products(
                 }
             }
             Spec::Linear(_) | Spec::Gate(_) => {
-                for size in sizes_of(module, false, gguf)? {
+                for size in sizes_of(module, false, store)? {
                     if size.shape.len() > 1 {
                         shared.add(size.shape[0], size.ty.is_quantized(), settings.precision);
                     }

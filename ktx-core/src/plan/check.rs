@@ -6,7 +6,9 @@ use std::fmt;
 use ktx_kernels::device::Device;
 use ktx_ops::kwargs::{Kwarg, KwargDoc, PLACEMENT};
 use ktx_ops::nearest::nearest;
-use ktx_ops::{KwargError, Kwargs, Location, Module, Needs, OperatorEntry, Registry, Role, Spec};
+use ktx_ops::{
+    KwargError, Kwargs, Location, Module, Needs, OperatorEntry, Registry, Role, Spec, WeightStore,
+};
 use serde_json::Value;
 
 use super::devices::{DEVICE_KWARGS, INNER_OPERATORS, TRANSFER_MAP, inner_operators, no_device};
@@ -15,10 +17,10 @@ use super::{Plan, PlanEntry, Problem};
 use crate::rules::RuleRef;
 
 /// What a plan is made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckMode {
-    /// A model that is about to be loaded: what cannot be done is an error.
-    Model,
+#[derive(Clone, Copy)]
+pub enum CheckMode<'a> {
+    /// A model that is about to be loaded, with its weights: what cannot be done is an error.
+    Model(&'a dyn WeightStore),
     /// A tree of names, maybe of a model that this program cannot run: all that is found is a warning.
     Tree,
 }
@@ -52,12 +54,17 @@ impl fmt::Display for CheckReport {
 
 /// Checks that the operators at hand can do what a plan asks for. Finds all problems, not only the
 /// first; a problem that a rule causes in many modules is reported once.
-pub fn check(plan: &Plan, tree: &Module, registry: &Registry, mode: CheckMode) -> CheckReport {
+pub fn check(plan: &Plan, tree: &Module, registry: &Registry, mode: CheckMode<'_>) -> CheckReport {
     let mut checker = Checker {
         registry,
+        store: match mode {
+            CheckMode::Model(store) => Some(store),
+            CheckMode::Tree => None,
+        },
         report: CheckReport::default(),
         rules: BTreeSet::new(),
         repeated: BTreeMap::new(),
+        unsuited: BTreeMap::new(),
     };
     for module in tree.walk() {
         if let Some(entry) = plan.entry(&module.path) {
@@ -65,7 +72,7 @@ pub fn check(plan: &Plan, tree: &Module, registry: &Registry, mode: CheckMode) -
         }
     }
     let mut report = checker.report;
-    if mode == CheckMode::Tree {
+    if matches!(mode, CheckMode::Tree) {
         let errors = std::mem::take(&mut report.errors);
         report.warnings.splice(0..0, errors);
     }
@@ -74,11 +81,15 @@ pub fn check(plan: &Plan, tree: &Module, registry: &Registry, mode: CheckMode) -
 
 struct Checker<'a> {
     registry: &'a Registry,
+    /// The weights, where there are some.
+    store: Option<&'a dyn WeightStore>,
     report: CheckReport,
     /// Rules that were looked at: what depends on the rule alone is checked once.
     rules: BTreeSet<usize>,
     /// Errors that count modules: rule and wanted role (none: no place) to index of the error.
     repeated: BTreeMap<(usize, Option<Role>), usize>,
+    /// Rule and operator to index of the error that it cannot take some modules' places.
+    unsuited: BTreeMap<(usize, &'static str), usize>,
 }
 
 impl Checker<'_> {
@@ -104,6 +115,63 @@ impl Checker<'_> {
             && !matches!(module.spec, Spec::Opaque)
         {
             self.wrong_role(entry, rule, location, operator);
+        } else if let Some(operator) = operator {
+            self.validate(module, entry, rule, location, operator);
+        }
+    }
+
+    /// Asks the operator, and the inner ones, whether they can take this module's place.
+    fn validate(
+        &mut self,
+        module: &Module,
+        entry: &PlanEntry,
+        rule: &RuleRef,
+        location: &Location,
+        operator: &'static OperatorEntry,
+    ) {
+        let Some(store) = self.store else { return };
+        let none = Kwargs::new();
+        let kwargs = entry.kwargs.as_ref().unwrap_or(&none);
+        let inner = inner_operators(Some(operator), kwargs, self.registry);
+        let mut asked = BTreeSet::new();
+        for candidate in std::iter::once(operator).chain(inner) {
+            let Some(validate) = candidate.validate.filter(|_| asked.insert(candidate.class))
+            else {
+                continue;
+            };
+            if let Err(reason) = validate(module, store) {
+                let location = named_at(kwargs, candidate, self.registry).unwrap_or(location);
+                self.unsuited(entry, rule, location, candidate, reason);
+            }
+        }
+    }
+
+    fn unsuited(
+        &mut self,
+        entry: &PlanEntry,
+        rule: &RuleRef,
+        location: &Location,
+        operator: &'static OperatorEntry,
+        reason: String,
+    ) {
+        let key = (rule.index, operator.class);
+        match self
+            .unsuited
+            .get(&key)
+            .and_then(|&at| self.report.errors.get_mut(at))
+        {
+            Some(Problem::Unsuited { modules, .. }) => *modules += 1,
+            _ => {
+                self.unsuited.insert(key, self.report.errors.len());
+                let (location, path) = (location.clone(), entry.path.clone());
+                self.report.errors.push(Problem::Unsuited {
+                    location,
+                    class: operator.class.to_owned(),
+                    path,
+                    reason,
+                    modules: 1,
+                });
+            }
         }
     }
 
@@ -265,7 +333,16 @@ impl Checker<'_> {
         }
     }
 
+    /// What an operator needs, and what it does to the weights.
     fn needs(&mut self, operator: &OperatorEntry, class: &str, location: &Location) {
+        if let Some(how) = operator.lossy {
+            let (location, class, how) = (location.clone(), class.to_owned(), how.to_owned());
+            self.report.warnings.push(Problem::Lossy {
+                location,
+                class,
+                how,
+            });
+        }
         if let Needs::Missing(what) = operator.needs {
             let (location, class, what) = (location.clone(), class.to_owned(), what.to_owned());
             self.report.errors.push(Problem::Needs {
@@ -374,6 +451,21 @@ impl Checker<'_> {
             .flat_map(|entry| std::iter::once(entry.class).chain(entry.aliases.iter().copied()));
         nearest(name, names).map(str::to_owned)
     }
+}
+
+/// Where an argument names this operator as an inner one.
+fn named_at<'k>(
+    kwargs: &'k Kwargs,
+    operator: &OperatorEntry,
+    registry: &Registry,
+) -> Option<&'k Location> {
+    let names = |argument: &&str| {
+        let name = kwargs.get(argument).and_then(Value::as_str);
+        name.and_then(|name| registry.get(name))
+            .is_some_and(|found| found.class == operator.class)
+    };
+    let argument = INNER_OPERATORS.iter().copied().find(names)?;
+    kwargs.location(argument)
 }
 
 fn documented<'o>(operator: &'o OperatorEntry, name: &str) -> Option<&'o KwargDoc> {

@@ -86,6 +86,16 @@ pub enum Problem {
         /// The name of that role that looks most like it.
         nearest: Option<String>,
     },
+    /// An operator computes with other weights than the file's.
+    #[error("{location}: `{class}` changes the weights' values: {how}")]
+    Lossy {
+        /// Where it is named.
+        location: Location,
+        /// The operator.
+        class: String,
+        /// How.
+        how: String,
+    },
     /// An operator needs what is not there.
     #[error("{location}: `{class}` needs {what}")]
     Needs {
@@ -95,6 +105,23 @@ pub enum Problem {
         class: String,
         /// What it needs.
         what: String,
+    },
+    /// An operator cannot work with a module's weights or sizes.
+    #[error(
+        "{location}: `{class}` cannot take the place of `{path}`{}: {reason}",
+        more(modules)
+    )]
+    Unsuited {
+        /// Where the operator is named.
+        location: Location,
+        /// The operator.
+        class: String,
+        /// The first module.
+        path: String,
+        /// Why not, and what would help.
+        reason: String,
+        /// How many modules have the problem.
+        modules: usize,
     },
     /// A value is no device.
     #[error(transparent)]

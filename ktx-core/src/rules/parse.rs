@@ -236,7 +236,7 @@ impl Reader<'_> {
             tensor_type(text).ok_or_else(|| RuleError::UnknownType {
                 location: self.location(node),
                 name: text.to_owned(),
-                nearest: nearest(text, GgmlType::ALL.iter().map(|t| t.name())).map(str::to_owned),
+                nearest: nearest(text, tensor_types().map(GgmlType::name)).map(str::to_owned),
             })
         };
         let types = match &node.kind {
@@ -377,8 +377,11 @@ impl Reader<'_> {
 
 /// The type of this name, whatever its case.
 fn tensor_type(name: &str) -> Option<GgmlType> {
-    GgmlType::ALL
-        .iter()
-        .copied()
-        .find(|ty| ty.name().eq_ignore_ascii_case(name))
+    tensor_types().find(|ty| ty.name().eq_ignore_ascii_case(name))
+}
+
+/// The types of GGUF files, and that of safetensors files which GGUF does not have.
+fn tensor_types() -> impl Iterator<Item = GgmlType> {
+    let gguf = GgmlType::ALL.iter().copied();
+    gguf.chain([GgmlType::F8_E4M3])
 }

@@ -57,6 +57,18 @@ pub fn correctness() -> Vec<Case> {
     cases
 }
 
+/// Rows, columns and tokens for weights with scales of 128 x 128 blocks: below, at and beyond a block in both
+/// directions, and tokens for both shapes of work.
+pub fn block_scaled() -> Vec<[usize; 3]> {
+    let mut cases = Vec::new();
+    for rows in [1, 127, 128, 129, 260] {
+        for cols in [1, 31, 127, 128, 129, 255, 256, 257, 384, 700] {
+            cases.extend([1, 2, 3, 4, 5, 9, 16].map(|tokens| [rows, cols, tokens]));
+        }
+    }
+    cases
+}
+
 /// Square products of one size: generation (1 token) and prefill (512 tokens).
 pub fn speed(size: usize, tokens: usize) -> Vec<Case> {
     types()

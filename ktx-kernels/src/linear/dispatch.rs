@@ -3,7 +3,7 @@
 use ktx_gguf::GgmlType;
 
 use super::activations::{self, Activations, QuantizedRow};
-use super::float::{Bf16, Dequantized, F16, F32};
+use super::float::{Bf16, Dequantized, F16, F32, Fp8, SignedBytes};
 use super::scratch::Scratch;
 use super::unpack::for_each_code_type;
 use super::{MAX_ROW_TOKENS, PANEL_ROWS, TAIL_TOKENS, WeightRows, with_scratch};
@@ -133,6 +133,8 @@ macro_rules! define_kernels {
                                 (_, GgmlType::F32) => floats!(F32),
                                 (_, GgmlType::F16) => floats!(F16),
                                 (_, GgmlType::BF16) => floats!(Bf16),
+                                (_, GgmlType::F8_E4M3) => floats!(Fp8),
+                                (_, GgmlType::I8) => floats!(SignedBytes),
                                 _ => floats!(Dequantized),
                             }
                         };

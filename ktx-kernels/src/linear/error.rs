@@ -5,7 +5,10 @@ use ktx_gguf::GgmlType;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinearError {
     /// The type cannot be multiplied (integer and double tensors hold no weights).
-    #[error("{ty} tensors cannot be multiplied; weights are F32, F16, BF16 or a quantised type")]
+    #[error(
+        "{ty} tensors cannot be multiplied; weights are F32, F16, BF16, a quantised type, or F8_E4M3 with \
+         its scales"
+    )]
     UnsupportedType {
         /// The tensor's type.
         ty: GgmlType,
@@ -31,6 +34,14 @@ pub enum LinearError {
         cols: usize,
         /// Bytes given.
         actual: usize,
+    },
+    /// The block scales are not those of the matrix.
+    #[error("{rows} x {cols} weights were given the block scales of another matrix")]
+    Scales {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Its columns.
+        cols: usize,
     },
     /// The input has not `tokens` rows of `cols` values.
     #[error("{tokens} tokens of {cols} values were given a slice of {actual}")]

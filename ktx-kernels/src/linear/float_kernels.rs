@@ -2,7 +2,7 @@
 
 use super::MAX_ROW_TOKENS;
 use super::dispatch::Span;
-use super::float::Widen;
+use super::float::{Columns, Widen};
 use super::int8_kernels::prefetch;
 use super::isa::{Isa, MAX_TILE, STEP};
 use super::scratch::{FLOAT_CHUNK_COLS, Scratch};
@@ -45,7 +45,7 @@ unsafe fn rows_of<K: Isa, W: Widen, const TOKENS: usize>(
             let mut sums = [K::zero(); TOKENS];
             for (index, columns) in span.row_bytes(row).chunks(step_bytes(span)).enumerate() {
                 prefetch::<K>(columns, step_bytes(span));
-                widen_step::<W>(span, columns, &mut step);
+                widen_step::<W>(span, row, index * STEP, columns, &mut step);
                 for token in 0..TOKENS {
                     let x = tokens[token].wrapping_add(index * STEP);
                     sums[token] = K::dot_floats(&step, x, sums[token]);
@@ -130,7 +130,7 @@ unsafe fn fill_panel<K: Isa, W: Widen>(
             let bytes = span.row_bytes(row);
             let start = first / STEP * step_bytes(span);
             let end = bytes.len().min(start + step_bytes(span));
-            widen_step::<W>(span, &bytes[start..end], step);
+            widen_step::<W>(span, row, first, &bytes[start..end], step);
         } else {
             step.fill(0.0);
         }
@@ -140,13 +140,25 @@ unsafe fn fill_panel<K: Isa, W: Widen>(
     unsafe { K::transpose(&scratch.float_rows, cols.next_multiple_of(16), panel) };
 }
 
-/// Widens up to 256 columns; what is missing of them becomes zero.
+/// Widens up to 256 columns of a row of the span; what is missing of them becomes zero.
 #[inline(always)]
-fn widen_step<W: Widen>(span: &Span<'_>, columns: &[u8], step: &mut [f32; STEP]) {
-    W::widen(span.w.ty, columns, step);
-    if columns.len() < step_bytes(span) {
+fn widen_step<W: Widen>(
+    span: &Span<'_>,
+    row: usize,
+    first: usize,
+    bytes: &[u8],
+    step: &mut [f32; STEP],
+) {
+    let columns = Columns {
+        w: &span.w,
+        row: span.row + row,
+        first,
+        bytes,
+    };
+    W::widen(&columns, step);
+    if bytes.len() < step_bytes(span) {
         let ty = span.w.ty;
-        step[columns.len() / ty.block_bytes() * ty.block_len()..].fill(0.0);
+        step[bytes.len() / ty.block_bytes() * ty.block_len()..].fill(0.0);
     }
 }
 

@@ -13,6 +13,9 @@
 //!   the rows interleaved, so that vector lanes are output rows and no horizontal sum is needed,
 //!   and streams all tokens over it in register tiles.
 //!
+//! 8-bit floats (E4M3) with a scale for each block of 128 x 128 ([`WeightRows::fp8`]) are widened to `f32` on the way,
+//! as F16 and BF16 weights are, and their activations are never quantised.
+//!
 //! Both work on one uniform form, `weight = scale * code + offset` with unsigned byte codes and
 //! one scale and offset per 16 or 32 columns (`unpack`): a block type needs an unpacker, an
 //! instruction set needs the kernels of `isa::Isa`, and every pair works.
@@ -35,6 +38,8 @@ mod dispatch;
 mod error;
 mod float;
 mod float_kernels;
+#[cfg(test)]
+mod fp8_tests;
 mod int8_kernels;
 mod isa;
 mod portable;

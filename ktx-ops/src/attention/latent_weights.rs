@@ -4,7 +4,7 @@
 //! `[heads, kv_lora_rank, nope]` (transposed) and `attn_v_b` `[heads, v, kv_lora_rank]`. The absorbed
 //! form needs the key part as the newer layout has it, the other form as the older one has it.
 
-use ktx_gguf::{Tensor, dequantize_row};
+use ktx_gguf::Tensor;
 use ktx_kernels::linear::{LinearError, WeightRows};
 
 use crate::build::{OpError, WeightStore};
@@ -12,6 +12,8 @@ use crate::linear::kernel_error;
 use crate::module::Loader;
 use crate::spec::MlaSpec;
 use crate::weights::required;
+
+const MISSING_ROWS: &str = "its matrices have fewer rows than its heads take";
 
 /// Key and value matrices of all heads.
 pub(super) enum LatentWeights {
@@ -110,11 +112,10 @@ impl LatentWeights {
                 .map_err(|e| kernel_error(path, e)),
             Self::Split { k_b, .. } => {
                 let part = rows_of(k_b, head * lora, lora).map_err(|e| kernel_error(path, e))?;
-                let row_bytes = part.bytes().len() / lora;
                 let mut row = vec![0.0; nope];
-                for (l, bytes) in part.bytes().chunks_exact(row_bytes).enumerate() {
-                    dequantize_row(part.ty(), bytes, &mut row)
-                        .map_err(|e| kernel_error(path, e))?;
+                for l in 0..lora {
+                    part.dequantize(l, &mut row)
+                        .ok_or_else(|| kernel_error(path, MISSING_ROWS))?;
                     for (n, value) in row.iter().enumerate() {
                         scratch[n * lora + l] = *value;
                     }
@@ -129,12 +130,14 @@ impl LatentWeights {
 
 /// Some rows of a tensor of any number of dimensions.
 fn rows_of(tensor: &Tensor, first: usize, rows: usize) -> Result<WeightRows<'_>, LinearError> {
-    let row_bytes = tensor.bytes().len() / tensor.rows().max(1);
-    let bytes = tensor
-        .bytes()
-        .get(first * row_bytes..(first + rows) * row_bytes)
-        .unwrap_or_default();
-    WeightRows::new(tensor.ty(), rows, tensor.row_len(), bytes)
+    let all = WeightRows::of(tensor)?;
+    all.rows_range(first, rows)
+        .ok_or_else(|| LinearError::WeightBytes {
+            ty: tensor.ty(),
+            rows,
+            cols: tensor.row_len(),
+            actual: tensor.bytes().len(),
+        })
 }
 
 fn transposed_keys(path: &str, spec: &MlaSpec, kv_b: &Tensor) -> Result<Tensor, OpError> {
@@ -148,9 +151,9 @@ fn transposed_keys(path: &str, spec: &MlaSpec, kv_b: &Tensor) -> Result<Tensor, 
     for head in 0..heads {
         let part = rows_of(kv_b, head * (nope + spec.v_head_dim), nope)
             .map_err(|e| kernel_error(path, e))?;
-        let row_bytes = part.bytes().len() / nope;
-        for (n, bytes) in part.bytes().chunks_exact(row_bytes).enumerate() {
-            dequantize_row(part.ty(), bytes, &mut row).map_err(|e| kernel_error(path, e))?;
+        for n in 0..nope {
+            part.dequantize(n, &mut row)
+                .ok_or_else(|| kernel_error(path, MISSING_ROWS))?;
             for (l, value) in row.iter().enumerate() {
                 keys[(head * lora + l) * nope + n] = *value;
             }

@@ -141,7 +141,7 @@ impl HostExperts {
             .as_ref()
             .ok_or_else(|| error(&"its weights are not loaded"))?;
         let precision = self.arithmetic.precision(cx.precision);
-        let separate = separate_rows(tensors, self.shapes()).map_err(|e| error(&e))?;
+        let separate = separate_rows(tensors).map_err(|e| error(&e))?;
         let [gate, up, down] = std::array::from_fn(|i| {
             let (rows, cols) = self.shapes()[i];
             match &tensors[i] {
@@ -175,14 +175,13 @@ impl HostExperts {
 /// The matrices of projections that the file holds as one tensor for each expert; none of the others.
 fn separate_rows<'a>(
     tensors: &'a [ExpertTensors; 3],
-    shapes: [(usize, usize); 3],
 ) -> Result<[Vec<WeightRows<'a>>; 3], ktx_kernels::linear::LinearError> {
     let mut all = [const { Vec::new() }; 3];
-    for ((list, tensors), (rows, cols)) in all.iter_mut().zip(tensors).zip(shapes) {
+    for (list, tensors) in all.iter_mut().zip(tensors) {
         if let ExpertTensors::Separate(tensors) = tensors {
             *list = tensors
                 .iter()
-                .map(|t| WeightRows::new(t.ty(), rows, cols, t.bytes()))
+                .map(WeightRows::of)
                 .collect::<Result<_, _>>()?;
         }
     }

@@ -6,7 +6,7 @@ use ktx_kernels::linear::WeightRows;
 use ktx_kernels::workspace::Act;
 
 use super::{Arithmetic, kernel_error, multiply};
-use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::build::{BuildArgs, OpError, Operator, Placement, WeightStore};
 use crate::kwargs::{KwargDoc, KwargSet, NoKwargs};
 use crate::module::{Forward, Holding, HostMatrix, KModule, Linear, Loader, Phase};
 use crate::register_operator;
@@ -33,7 +33,7 @@ impl HostLinear {
     const CPU_INFER: &'static str = "ktransformers.operators.linear.KLinearCPUInfer";
     const DEFAULT: &'static str = "torch.nn.Linear";
 
-    fn build(
+    pub(super) fn build(
         args: &mut BuildArgs<'_>,
         class: &'static str,
         arithmetic: Arithmetic,
@@ -60,13 +60,7 @@ impl HostLinear {
         let Some(weight) = &self.weight else {
             return Err(kernel_error(path, "its weights are not loaded"));
         };
-        let weights = WeightRows::new(
-            weight.ty(),
-            self.spec.out_features,
-            self.spec.in_features,
-            weight.bytes(),
-        )
-        .map_err(|e| kernel_error(path, e))?;
+        let weights = WeightRows::of(weight).map_err(|e| kernel_error(path, e))?;
         Ok(HostMatrix {
             weights,
             bias: self.bias.as_deref(),
@@ -88,25 +82,11 @@ impl KModule for HostLinear {
     }
 
     fn load(&mut self, loader: &mut Loader<'_>) -> Result<(), OpError> {
-        let store = loader.store();
-        let direct = store
-            .tensor(&format!("{}.weight", self.module.key))
-            .is_some();
-        let weight = match &self.spec.source {
-            LinearSource::KvB { prefix } if !direct => {
-                let joined = joined_kv_b(&self.module, &self.spec, prefix, store)?;
-                self.made = joined.bytes().len() as u64;
-                joined
-            }
-            _ => matrix(&self.module, &self.spec, store)?,
-        };
+        let (weight, made) = weight(&self.module, &self.spec, loader.store())?;
         loader.took(&[&weight])?;
+        self.made = made;
         self.weight = Some(weight);
-        if self.spec.source == LinearSource::Key {
-            let name = format!("{}.bias", self.module.key);
-            let bias = optional(self.path(), store, &name, &[self.spec.out_features])?;
-            self.bias = bias.map(|t| floats(self.path(), &t)).transpose()?;
-        }
+        self.bias = bias(&self.module, &self.spec, loader.store())?;
         Ok(())
     }
 
@@ -149,13 +129,44 @@ impl Linear for HostLinear {
     }
 }
 
+/// The matrix of a linear module, and how many bytes of it are not in the mapped file.
+pub(super) fn weight(
+    module: &Module,
+    spec: &LinearSpec,
+    store: &dyn WeightStore,
+) -> Result<(Tensor, u64), OpError> {
+    let is_direct = store.tensor(&format!("{}.weight", module.key)).is_some();
+    match &spec.source {
+        LinearSource::KvB { prefix } if !is_direct => {
+            let joined = joined_kv_b(module, spec, prefix, store)?;
+            let made = joined.size();
+            Ok((joined, made))
+        }
+        _ => Ok((matrix(module, spec, store)?, 0)),
+    }
+}
+
+/// What is added to each row of a linear module, if the file has it.
+pub(super) fn bias(
+    module: &Module,
+    spec: &LinearSpec,
+    store: &dyn WeightStore,
+) -> Result<Option<Vec<f32>>, OpError> {
+    if spec.source != LinearSource::Key {
+        return Ok(None);
+    }
+    let name = format!("{}.bias", module.key);
+    let bias = optional(&module.path, store, &name, &[spec.out_features])?;
+    bias.map(|t| floats(&module.path, &t)).transpose()
+}
+
 /// `kv_b_proj` `[heads * (nope + v), kv_lora_rank]` in f32, from the split tensors: the key part is
 /// stored transposed, `attn_k_b` `[heads, kv_lora_rank, nope]`; the value part as it is.
 fn joined_kv_b(
     module: &Module,
     spec: &LinearSpec,
     prefix: &str,
-    store: &dyn crate::build::WeightStore,
+    store: &dyn WeightStore,
 ) -> Result<Tensor, OpError> {
     let path = &module.path;
     let named = |name: &str| {
@@ -317,8 +328,6 @@ register_operator! {
         "ktx.linear.KLinearMarlin",
         "ktransformers.operators.linear.VLinearMarlin",
         "VLinearMarlin",
-        "ktransformers.operators.linear.KLinearQ8",
-        "KLinearQ8",
     ],
     role: Linear,
     summary: "product on the file's blocks, never requantised",

@@ -1,6 +1,9 @@
-//! Matrix products: on the file's blocks in main memory, and the switch between two phases.
+//! Matrix products: on the file's blocks in main memory, on bytes made at load, and the switch between two phases.
 
+mod fp8;
 mod host;
+mod q8;
+mod router;
 mod switch;
 
 use ktx_gguf::GgmlType;
@@ -8,6 +11,7 @@ use ktx_kernels::linear::{Precision, WeightRows, matmul_many};
 use ktx_kernels::workspace::Act;
 
 pub use host::HostLinear;
+pub use q8::KLinearQ8;
 pub use switch::KTransformersLinear;
 
 use crate::build::OpError;
