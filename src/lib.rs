@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adapter_args;
 mod builtin;
 mod chat;
 mod cli;

@@ -11,6 +11,7 @@ use ktx_core::{
     AutoPlacement, DeviceMapping, Engine, EngineBuilder, MemoryCheck, PlannedModel, Rules,
 };
 
+use crate::adapter_args::AdapterArgs;
 use crate::builtin::builtin_model;
 use crate::error::CliError;
 use crate::notes;
@@ -119,6 +120,9 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "TYPE", default_value = "int8")]
     pub(crate) precision: PrecisionArg,
 
+    #[command(flatten)]
+    pub(crate) adapters: AdapterArgs,
+
     /// Load the model even if it does not fit into memory, and let the system page
     #[arg(long)]
     pub(crate) ignore_memory: bool,
@@ -213,7 +217,8 @@ fn is_preset_name(path: &Path) -> bool {
 
 impl EngineArgs {
     /// Puts these settings into those of an engine.
-    pub(crate) fn apply(&self, mut builder: EngineBuilder) -> EngineBuilder {
+    pub(crate) fn apply(&self, builder: EngineBuilder) -> EngineBuilder {
+        let mut builder = self.adapters.apply(builder);
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ktx_gguf::GgufError;
 use ktx_kernels::kv::KvError;
 use ktx_models::ModelError;
+use ktx_ops::lora::AdapterError;
 use ktx_ops::{DuplicateOperator, OpError};
 
 use crate::chat::ChatError;
@@ -146,6 +147,35 @@ pub enum EngineError {
         /// What is allowed.
         range: &'static str,
     },
+    /// An adapter that cannot be read, or is not for this model.
+    #[error(transparent)]
+    Adapter(#[from] Box<AdapterError>),
+    /// The engine holds no such adapter.
+    #[error("there is no adapter `{name}`; {known}")]
+    NoAdapter {
+        /// What was asked for.
+        name: String,
+        /// All adapters, in words.
+        known: String,
+    },
+    /// An adapter's factor is no number.
+    #[error(
+        "the scale of adapter `{name}` is {scale}; a number is expected, 1 is as it was trained"
+    )]
+    AdapterScale {
+        /// The adapter.
+        name: String,
+        /// Its factor.
+        scale: f32,
+    },
+    /// A session has chosen an adapter that was unloaded since.
+    #[error(
+        "adapter number {id} was unloaded, and this session has it chosen; choose others (Session::set_adapters)"
+    )]
+    AdapterGone {
+        /// Its number.
+        id: u32,
+    },
     /// A file.
     #[error("{}: {source}", path.display())]
     Io {
@@ -157,4 +187,10 @@ pub enum EngineError {
     /// An earlier call panicked, and the engine's state is not known to be whole.
     #[error("the engine stopped working in an earlier call; make a new one")]
     Poisoned,
+}
+
+impl From<AdapterError> for EngineError {
+    fn from(error: AdapterError) -> Self {
+        Box::new(error).into()
+    }
 }

@@ -1,5 +1,9 @@
 //! Carrying out a plan: every module's operator is looked up, built, and put in its parent's place.
 
+use std::collections::HashMap;
+
+use ktx_ops::linear::KLinearLora;
+use ktx_ops::lora::{Adapter, EmbeddingLora};
 use ktx_ops::{
     BuildArgs, Children, Module, OpError, Operator, OperatorEntry, Placement, Role, Spec,
     WeightStore, default_class, registry,
@@ -18,6 +22,9 @@ pub struct InjectedModule {
     pub placement: Placement,
     /// Whether a rule chose it.
     pub by_rule: bool,
+    /// Names of the adapters that the engine was made with and that adapt it: `KLinearLora` wraps it,
+    /// or, where routed experts are one operator, it holds their parts itself.
+    pub adapters: Vec<String>,
 }
 
 /// What was put where.
@@ -25,6 +32,28 @@ pub struct InjectedModule {
 pub struct InjectReport {
     /// All modules with an operator, children before parents.
     pub modules: Vec<InjectedModule>,
+}
+
+impl InjectReport {
+    /// Notes that an adapter adapts these modules. One that has no operator of its own is its parent's.
+    pub(crate) fn note_adapter(&mut self, name: &str, adapter: &Adapter) {
+        let at: HashMap<String, usize> = self
+            .modules
+            .iter()
+            .enumerate()
+            .map(|(i, m)| (m.path.clone(), i))
+            .collect();
+        for path in adapter.modules() {
+            let ancestors = std::iter::successors(Some(path), |p| Some(p.rsplit_once('.')?.0));
+            let Some(index) = ancestors.into_iter().find_map(|p| at.get(p)) else {
+                continue;
+            };
+            let adapters = &mut self.modules[*index].adapters;
+            if adapters.last().is_none_or(|last| last != name) {
+                adapters.push(name.to_owned());
+            }
+        }
+    }
 }
 
 /// Builds the operators of a tree as a plan says, without weights. The root, which no rule can
@@ -110,7 +139,7 @@ impl Injector<'_> {
             ));
         }
         self.note(module, entry, &built, placement);
-        Ok(Some(built))
+        Ok(Some(adaptable(built)))
     }
 
     /// The operator that a module gets; none for a container.
@@ -165,7 +194,17 @@ impl Injector<'_> {
             class: operator.class_path(),
             placement,
             by_rule,
+            adapters: Vec::new(),
         });
+    }
+}
+
+/// Operators that any adapter may adapt, with a place for its part.
+fn adaptable(operator: Operator) -> Operator {
+    match operator {
+        Operator::Linear(op) => Operator::Linear(Box::new(KLinearLora::around(op))),
+        Operator::Embedding(op) => Operator::Embedding(Box::new(EmbeddingLora::around(op))),
+        other => other,
     }
 }
 

@@ -44,11 +44,13 @@ pub use ktx_kernels as kernels;
 pub use ktx_models as models;
 /// Operators: traits, roles, registry.
 pub use ktx_ops as ops;
+pub use ktx_ops::lora::AdapterId;
 pub use ktx_ops::register_operator;
 
 pub use chat::Message;
 pub use engine::{
-    AutoPlacement, DeviceMapping, Engine, EngineBuilder, MemoryCheck, PlannedModel, Rules,
+    AutoPlacement, DeviceMapping, Engine, EngineBuilder, LoadedAdapter, MemoryCheck, PlannedModel,
+    Rules,
 };
 pub use error::EngineError;
 pub use sampling::SamplingParams;

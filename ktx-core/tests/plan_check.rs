@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ktx_core::plan::{CheckMode, CheckReport, Plan, check, plan, require_devices};
 use ktx_core::rules::RuleSet;
 use ktx_kernels::device::Device;
-use ktx_ops::spec::{LinearSource, LinearSpec, MlpSpec, NormSpec};
+use ktx_ops::spec::{LinearSource, LinearSpec, MlpSpec, NormSpec, RowOrder};
 use ktx_ops::{
     BuildArgs, KwargDoc, KwargSet, Module, NoKwargs, OpError, Operator, Spec, register_operator,
     registry,
@@ -128,6 +128,7 @@ fn linear() -> Spec {
         in_features: 8,
         out_features: 8,
         source: LinearSource::Key,
+        order: RowOrder::Original,
     })
 }
 

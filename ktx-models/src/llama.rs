@@ -7,7 +7,7 @@ use ktx_ops::spec::{AttentionSpec, RopeSpec, Spec};
 
 use crate::ModelError;
 use crate::keys::Keys;
-use crate::parts::{Experts, Skeleton, expert_count, linear, moe_spec, rope_config};
+use crate::parts::{Experts, Skeleton, expert_count, linear, moe_spec, paired_linear, rope_config};
 
 /// Sizes of one attention.
 struct Config {
@@ -77,8 +77,8 @@ impl Config {
             sinks: None,
         };
         let attention = layer.add("self_attn", &skeleton.class(class), Spec::Attention(spec));
-        linear(attention, "q_proj", hidden, q);
-        linear(attention, "k_proj", hidden, kv);
+        paired_linear(attention, "q_proj", hidden, q, self.num_attention_heads);
+        paired_linear(attention, "k_proj", hidden, kv, self.num_key_value_heads);
         linear(attention, "v_proj", hidden, kv);
         linear(attention, "o_proj", q, hidden);
         attention.add(

@@ -6,7 +6,7 @@ use ktx_kernels::rope::{RopeConfig, RopeScaling, Yarn};
 use ktx_ops::Module;
 use ktx_ops::spec::{
     EmbeddingSpec, ExpertsSpec, LayerSpec, LinearSource, LinearSpec, MlpSpec, ModelSpec, MoeSpec,
-    NormSpec, Spec,
+    NormSpec, RowOrder, Spec,
 };
 
 use crate::ModelError;
@@ -167,6 +167,23 @@ pub(crate) fn linear(parent: &mut Module, name: &str, in_features: usize, out_fe
     linear_from(parent, name, in_features, out_features, LinearSource::Key);
 }
 
+/// Adds a linear module whose rows the converter put into pairs that are rotated together.
+pub(crate) fn paired_linear(
+    parent: &mut Module,
+    name: &str,
+    in_features: usize,
+    out_features: usize,
+    heads: usize,
+) {
+    let spec = LinearSpec {
+        in_features,
+        out_features,
+        source: LinearSource::Key,
+        order: RowOrder::RotatedPairs { heads },
+    };
+    parent.add(name, LINEAR, Spec::Linear(spec));
+}
+
 /// Adds a linear module with weights from somewhere else.
 pub(crate) fn linear_from(
     parent: &mut Module,
@@ -182,6 +199,7 @@ pub(crate) fn linear_from(
             in_features,
             out_features,
             source,
+            order: RowOrder::Original,
         }),
     );
 }

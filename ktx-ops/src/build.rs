@@ -6,6 +6,7 @@ use ktx_gguf::{GgmlType, Tensor};
 use ktx_kernels::device::Device;
 
 use crate::kwargs::{KwargSet, Kwargs, Location, at};
+use crate::lora::AdapterError;
 use crate::module::{
     Attention, Embedding, Experts, Ffn, Gate, KModule, Layer, Linear, Model, Norm, Phase, Rope,
 };
@@ -236,6 +237,16 @@ pub enum OpError {
         path: String,
         /// What it said.
         message: String,
+    },
+    /// The adapter that a rule names.
+    #[error("{}module `{path}`: {source}", at(.location))]
+    Adapter {
+        /// The module.
+        path: String,
+        /// What is wrong with it.
+        source: Box<AdapterError>,
+        /// The rule that named it.
+        location: Option<Location>,
     },
     /// The call was cancelled.
     #[error("cancelled")]

@@ -10,6 +10,7 @@ use ktx_kernels::workspace::{Act, Workspace};
 use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::kwargs::NoKwargs;
 use crate::linear::{kernel_error, multiply};
+use crate::lora::{AdapterId, Attached, Attachment};
 use crate::module::{Capacity, Forward, Gate, Holding, HostMatrix, KModule, Loader, Phase};
 use crate::register_operator;
 use crate::spec::{GateSpec, Spec};
@@ -26,6 +27,7 @@ pub struct KMoEGate {
     weight: Option<Tensor>,
     logit_bias: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
+    attached: Attached,
 }
 
 impl KMoEGate {
@@ -70,8 +72,16 @@ impl KModule for KMoEGate {
         }]
     }
 
+    fn attach(&mut self, attachment: &mut Attachment<'_>) {
+        self.attached.attach(&self.path, attachment);
+    }
+
+    fn detach(&mut self, id: AdapterId) {
+        self.attached.detach(id);
+    }
+
     fn scratch(&self, capacity: Capacity) -> usize {
-        choice_scratch(&self.spec.config, capacity)
+        choice_scratch(&self.spec.config, capacity) + self.attached.scratch(capacity.tokens)
     }
 }
 
@@ -102,6 +112,7 @@ impl Gate for KMoEGate {
             );
             cx.precision = engine;
             result?;
+            self.attached.add(cx, &self.path, x, logits)?;
             choose(
                 cx,
                 &self.path,
@@ -159,6 +170,7 @@ fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
         weight: None,
         logit_bias: None,
         bias: None,
+        attached: Attached::default(),
     })))
 }
 

@@ -23,6 +23,7 @@ pub mod key;
 pub mod kwargs;
 pub mod layer;
 pub mod linear;
+pub mod lora;
 pub mod model;
 pub mod module;
 pub mod nearest;

@@ -17,6 +17,7 @@ use ktx_kernels::rope::{RopeConfig, RopeError, RopeTable};
 use ktx_kernels::workspace::{Act, Workspace};
 
 use crate::build::{OpError, WeightStore};
+use crate::lora::{ActiveAdapter, AdapterId, Attachment, RowAdapters};
 
 /// What a forward call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,7 +29,7 @@ pub enum Phase {
 }
 
 /// The rows of one sequence in a batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SequenceRows {
     /// First row in the batch.
     pub first_row: usize,
@@ -38,10 +39,12 @@ pub struct SequenceRows {
     pub past: usize,
     /// The cache pages of the sequence; position `p` is in page `p / 64`, slot `p % 64`.
     pub pages: Vec<PageId>,
+    /// The adapters that apply to all of it, its cached tokens included.
+    pub adapters: Arc<[ActiveAdapter]>,
 }
 
 /// One step's input: the new tokens of some sequences.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     /// Token ids `[rows]`.
     pub ids: Vec<u32>,
@@ -79,7 +82,15 @@ impl Batch {
             tokens,
             past,
             pages: pages.to_vec(),
+            adapters: Arc::default(),
         });
+    }
+
+    /// Says which adapters apply to the sequence that was pushed last.
+    pub fn set_adapters(&mut self, adapters: &Arc<[ActiveAdapter]>) {
+        if let Some(sequence) = self.sequences.last_mut() {
+            sequence.adapters = Arc::clone(adapters);
+        }
     }
 }
 
@@ -110,6 +121,8 @@ pub struct Forward<'a> {
     pub pool: &'a ThreadPool,
     /// Memory that the routed experts on the host work in.
     pub moe: &'a mut MoeScratch,
+    /// The adapters of the rows that the operator is given.
+    pub adapters: RowAdapters,
     /// Set while someone watches.
     pub observer: Option<&'a mut dyn Observer>,
 }
@@ -130,6 +143,19 @@ impl Forward<'_> {
     /// Takes `[rows, cols]` of the workspace.
     pub fn alloc(&mut self, device: Device, rows: usize, cols: usize) -> Result<Act, OpError> {
         Ok(self.workspace.alloc(device, rows, cols)?)
+    }
+
+    /// Runs `body` on rows that are not the caller's: `adapters` are those of the rows that it is
+    /// given. For operators that gather rows before they call others.
+    pub fn with_adapters<T>(
+        &mut self,
+        adapters: RowAdapters,
+        body: impl FnOnce(&mut Self) -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
+        let outer = std::mem::replace(&mut self.adapters, adapters);
+        let result = body(self);
+        self.adapters = outer;
+        result
     }
 
     /// Runs `body` and gives back what it took of the workspace.
@@ -270,6 +296,18 @@ pub trait KModule: Send + Sync {
         Ok(())
     }
 
+    /// Takes its own parts of an adapter; its children are asked by the caller. A part that no module
+    /// takes makes the adapter unusable, so an operator that stands for a module with weights and
+    /// ignores this is never computed without its adapter.
+    fn attach(&mut self, attachment: &mut Attachment<'_>) {
+        let _ = attachment;
+    }
+
+    /// Lets go of its own parts of an adapter.
+    fn detach(&mut self, id: AdapterId) {
+        let _ = id;
+    }
+
     /// Memory that it holds itself beside the mapped file, once loaded; without its children.
     fn holding(&self) -> Vec<Holding> {
         Vec::new()
@@ -359,10 +397,18 @@ pub trait Linear: KModule {
     /// `x` `[rows, in]` to `out` `[rows, out]`.
     fn forward(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError>;
 
-    /// The matrix, where this is a plain product on the file's blocks in main memory in that phase.
+    /// The matrix, where this is a plain product on the file's blocks in main memory in that phase,
+    /// but for what [`Self::add_low_rank`] adds.
     fn host_matrix(&self, phase: Phase) -> Option<HostMatrix<'_>> {
         let _ = phase;
         None
+    }
+
+    /// Adds to `out` what adapters make of `x`. For callers that multiplied with
+    /// [`Self::host_matrix`] themselves; [`Self::forward`] does it already.
+    fn add_low_rank(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError> {
+        let _ = (cx, x, out);
+        Ok(())
     }
 }
 

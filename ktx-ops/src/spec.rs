@@ -70,6 +70,22 @@ pub struct LinearSpec {
     pub out_features: usize,
     /// Where the weights are.
     pub source: LinearSource,
+    /// Order of the file's rows.
+    pub order: RowOrder,
+}
+
+/// Order of a matrix's rows in the file, compared with Hugging Face's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RowOrder {
+    /// The same.
+    #[default]
+    Original,
+    /// In each of `heads` heads, the two rows that are rotated together are neighbours; in the
+    /// original they are half a head apart.
+    RotatedPairs {
+        /// Number of heads.
+        heads: usize,
+    },
 }
 
 /// Where a matrix's weights are in the file.

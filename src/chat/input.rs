@@ -28,6 +28,8 @@ pub(crate) enum Entry {
     Clear,
     /// `/stats`
     Stats,
+    /// `/lora`, with what stands behind it.
+    Lora(String),
     /// One word that looks like a path or a command, and is neither.
     Unknown(String),
     /// The end.
@@ -84,6 +86,9 @@ impl Input {
 
     fn one_line(&self, line: String) -> Result<Entry, CliError> {
         let word = line.trim();
+        if let Some(arguments) = after_lora(word) {
+            return Ok(Entry::Lora(arguments.to_owned()));
+        }
         Ok(match word {
             "" => Entry::Prompt(self.default_prompt.clone()),
             "/help" => Entry::Help,
@@ -130,6 +135,12 @@ impl Input {
             text => Entry::Prompt(text),
         }
     }
+}
+
+/// What stands behind `/lora`, if that is the first word.
+fn after_lora(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("/lora")?;
+    (rest.is_empty() || rest.starts_with(char::is_whitespace)).then(|| rest.trim())
 }
 
 /// The whole text, if what stands behind the opening quotes ends with quotes on a later line: a paste
@@ -208,7 +219,9 @@ mod tests {
 
     #[test]
     fn commands_are_known_and_other_words_with_a_slash_are_not_sent() {
-        let found = entries("/help\n/clear\n/stats\n/clera\n/no_think hello\n/quit\nnever read\n");
+        let found = entries(
+            "/help\n/clear\n/stats\n/lora\n/lora a:2  b\n/clera\n/no_think hello\n/quit\nnever read\n",
+        );
         let unknown = Entry::Unknown("/clera".to_owned());
         assert_eq!(
             found,
@@ -216,6 +229,8 @@ mod tests {
                 Entry::Help,
                 Entry::Clear,
                 Entry::Stats,
+                Entry::Lora(String::new()),
+                Entry::Lora("a:2  b".to_owned()),
                 unknown,
                 prompt("/no_think hello")
             ]

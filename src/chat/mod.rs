@@ -1,12 +1,13 @@
 //! The chat: input, answer, statistics, and so on to the end of the input.
 
+pub(crate) mod adapters;
 mod input;
 mod line_reader;
 pub(crate) mod statistics;
 
 use std::io::{Write, stdout};
 
-use ktx_core::{EngineError, FinishReason, GenerateOptions, Session, Statistics};
+use ktx_core::{Engine, EngineError, FinishReason, GenerateOptions, Session, Statistics};
 
 pub(crate) use input::{Entry, Input};
 
@@ -17,6 +18,8 @@ use crate::notes;
 const HELP: &str = "\
 \"\"\"      begins an input of several lines, which ends with a line that ends with \"\"\"
 /clear   forgets the conversation
+/lora    lists the adapters; /lora NAME[:SCALE] ... uses these and no others, /lora off none,
+         /lora load PATH[:SCALE] loads one more
 /stats   tells how much of the context is used, and of the last answer
 /help    prints this
 /quit    leaves, as Ctrl-D does
@@ -24,6 +27,7 @@ The path of a text file sends the file's text. Ctrl-C stops an answer.";
 
 /// A conversation.
 pub(crate) struct Chat {
+    engine: Engine,
     session: Session,
     options: GenerateOptions,
     interrupt: Interrupt,
@@ -36,17 +40,19 @@ pub(crate) struct Chat {
 impl Chat {
     /// A conversation in a session that may have a system message already.
     pub(crate) fn new(
+        engine: Engine,
         session: Session,
         options: GenerateOptions,
         interrupt: Interrupt,
-        context: usize,
     ) -> Self {
+        let context = engine.settings().context;
         let system = session
             .messages()
             .iter()
             .find(|m| m.role == "system")
             .map(|m| m.content.clone());
         Self {
+            engine,
             session,
             options,
             interrupt,
@@ -70,6 +76,12 @@ impl Chat {
                 Ok(Entry::Help) => notes::note(HELP),
                 Ok(Entry::Clear) => self.clear(),
                 Ok(Entry::Stats) => self.tell(),
+                Ok(Entry::Lora(arguments)) => {
+                    let done = adapters::command(&self.engine, &mut self.session, &arguments);
+                    if let Err(error) = done {
+                        self.fail(error);
+                    }
+                }
                 Ok(Entry::Unknown(word)) => {
                     self.fail(format_args!(
                         "there is no file and no command `{word}`; /help lists the commands"

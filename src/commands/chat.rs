@@ -18,7 +18,7 @@ Input:
   \"\"\"                    begins an input of several lines, which ends with a line that ends with \"\"\"
   the path of a file     sends the file's text
   an empty line          sends the text of --prompt-file, or else asks for a quicksort in C++
-  /help                  lists the commands: /clear, /stats, /quit
+  /help                  lists the commands: /clear, /lora, /stats, /quit
 Ctrl-C stops an answer and keeps the chat; Ctrl-D leaves. Answers and statistics go to standard output,
 all else to standard error. If standard input is no terminal, its lines are the conversation.
 
@@ -30,6 +30,7 @@ and configuration: it is accepted and ignored.
 Examples:
   ktx chat
   ktx chat --model model.gguf --rules my-rules.yaml --threads 8 --temperature 0.2
+  ktx chat --model model.gguf --lora adapter.gguf:0.8 --lora peft-directory
   printf 'What is 7 + 5?\\nAnd what is the opposite of hot?\\n' | ktx chat";
 
 /// Chat with a model, by default the built-in one
@@ -136,5 +137,5 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), CliError> {
     if let Some(system) = &args.system {
         session.set_system(system);
     }
-    Chat::new(session, options, interrupt, engine.settings().context).run(&mut input)
+    Chat::new(engine, session, options, interrupt).run(&mut input)
 }

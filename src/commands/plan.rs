@@ -11,9 +11,10 @@ use ktx_core::models::describe;
 use ktx_core::ops::{Registry, try_registry};
 use ktx_core::plan::{CheckMode, KeyStyle, Plan, PlanEntry, check, tree_from_json};
 use ktx_core::rules::RuleSet;
-use ktx_core::{EngineError, PlannedModel, Rules};
+use ktx_core::{EngineError, LoadedAdapter, PlannedModel, Rules};
 
 use super::plan_source::ArchArgs;
+use crate::chat;
 use crate::error::CliError;
 use crate::model_args::{EngineArgs, ModelSource, RuleArgs, variables};
 use crate::notes;
@@ -25,6 +26,7 @@ Examples:
   ktx plan                                                      the built-in model with its preset
   ktx plan --model model.gguf --rules my-rules.yaml --cpu
   ktx plan --model model.gguf --diff old-rules.yaml new-rules.yaml
+  ktx plan --model model.gguf --lora adapter.gguf
   ktx plan --arch deepseek-v3-671b --quant Q4_K_M               a model that is not there
   ktx plan --model model.gguf --gpu-memory 14GiB                placed without rules, for this much memory
   ktx plan --arch mixtral-8x7b --gpu-memory 8GiB,8GiB --ram 32GiB --context 16384
@@ -96,6 +98,11 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
 }
 
 fn of_tree(args: &PlanArgs, file: &Path) -> Result<(), CliError> {
+    if !args.engine.adapters.adapters.is_empty() {
+        return Err(CliError::Usage(
+            "--lora needs a model: a tree does not say which tensors it has".to_owned(),
+        ));
+    }
     let registry = try_registry()?;
     let rules = read_rules(&args.rules)?;
     let tree = tree_from_json(&read_text(file)?, &file.display().to_string())?;
@@ -111,7 +118,7 @@ fn of_tree(args: &PlanArgs, file: &Path) -> Result<(), CliError> {
         }
         None => Vec::new(),
     };
-    print(args, &plan, &weights, registry)?;
+    print(args, &plan, &weights, &[], registry)?;
     plan.notes.iter().for_each(notes::note);
     plan.warnings.iter().for_each(notes::warning);
     report.warnings.iter().for_each(notes::warning);
@@ -143,9 +150,10 @@ fn of_model(args: &PlanArgs) -> Result<(), CliError> {
         return Err(EngineError::Check(planned.report().clone()).into());
     }
     let weights = planned.module_weights()?;
+    let adapters = planned.adapters();
     let printed = emit_rules(args, &planned)?;
     if !printed {
-        print(args, planned.plan(), &weights, try_registry()?)?;
+        print(args, planned.plan(), &weights, adapters, try_registry()?)?;
     }
     match planned.placement() {
         Some(placement) => {
@@ -158,6 +166,10 @@ fn of_model(args: &PlanArgs) -> Result<(), CliError> {
             notes::note(notes::rules(&planned));
             tell_memory(&planned, &weights);
         }
+    }
+    for loaded in adapters {
+        let line = chat::adapters::describe(loaded);
+        notes::note(format_args!("adapter {line}, scale {}", loaded.scale()));
     }
     tell_files(&planned, &weights);
     notes::about_plan(&planned);
@@ -254,6 +266,7 @@ fn print(
     args: &PlanArgs,
     plan: &Plan,
     weights: &[ModuleWeights],
+    adapters: &[LoadedAdapter],
     registry: &Registry,
 ) -> Result<(), CliError> {
     let mut out = stdout().lock();
@@ -283,10 +296,13 @@ fn print(
             } else {
                 entry.path.clone()
             },
-            class(entry),
+            adapted(entry, adapters),
             device(plan, entry, registry),
             weights.map_or_else(|| "-".to_owned(), |w| w.types.join(", ")),
-            weights.map_or_else(|| "-".to_owned(), |w| Bytes(w.bytes).to_string()),
+            weights.map_or_else(
+                || "-".to_owned(),
+                |w| Bytes(w.bytes + adapter_bytes(&entry.path, adapters)).to_string(),
+            ),
             entry.rule.as_ref().map_or_else(
                 || "-".to_owned(),
                 |rule| match rule.is_included {
@@ -297,6 +313,20 @@ fn print(
         ]);
     }
     Ok(table.write(&mut out)?)
+}
+
+/// The class, and `KLinearLora` around it where an adapter adapts the module.
+fn adapted(entry: &PlanEntry, adapters: &[LoadedAdapter]) -> String {
+    match adapter_bytes(&entry.path, adapters) {
+        0 => class(entry),
+        _ => format!("KLinearLora({})", class(entry)),
+    }
+}
+
+/// Bytes of all adapters' matrices for the module at a path.
+fn adapter_bytes(path: &str, adapters: &[LoadedAdapter]) -> u64 {
+    let parts = adapters.iter().filter_map(|a| a.adapter().part(path));
+    parts.map(|part| part.bytes()).sum()
 }
 
 /// The last part of the class path, with the operators of the two phases where a rule names them.

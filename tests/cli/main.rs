@@ -4,6 +4,7 @@ mod answers;
 mod bad_input;
 mod chat;
 mod help;
+mod lora;
 mod placement;
 mod plan;
 mod reports;

@@ -1,5 +1,6 @@
 //! The engine on real and on tiny models, against references that share no code with it.
 
+mod adapters;
 mod devices;
 mod fp8;
 mod generation;

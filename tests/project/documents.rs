@@ -7,10 +7,11 @@ use ktx_core::{Engine, Rules};
 
 use crate::metadata::root;
 
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: [&str; 9] = [
     "README.md",
     "docs/architecture.md",
     "docs/rules.md",
+    "docs/lora.md",
     "docs/adding-an-operator.md",
     "docs/adding-a-model.md",
     "docs/models.md",

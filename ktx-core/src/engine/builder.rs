@@ -14,7 +14,7 @@ use ktx_kernels::pool::ThreadPool;
 use ktx_models::{ModelDescription, describe_with};
 use ktx_ops::{LoadProgress, try_registry};
 
-use super::{AutoPlacement, Engine, Inner, Runtime, runtime};
+use super::{AdapterSet, AutoPlacement, Engine, Inner, LoadedAdapter, Runtime, runtime};
 use crate::chat::ChatTemplate;
 use crate::error::EngineError;
 use crate::inject::{InjectReport, inject};
@@ -117,6 +117,7 @@ pub struct EngineBuilder {
     precision: Precision,
     kv_type: Option<KvType>,
     memory: MemoryCheck,
+    adapters: Vec<(PathBuf, f32)>,
 }
 
 impl EngineBuilder {
@@ -206,6 +207,14 @@ impl EngineBuilder {
         self
     }
 
+    /// An adapter beside the base, with a factor on its own scale (1 is as it was trained): a GGUF file,
+    /// or the directory of a PEFT adapter. May be called several times; all of them apply to every new
+    /// session until it chooses others.
+    pub fn lora(mut self, path: impl AsRef<Path>, scale: f32) -> Self {
+        self.adapters.push((path.as_ref().to_owned(), scale));
+        self
+    }
+
     /// Opens the file, applies the rules, and checks the result; reads no weight.
     ///
     /// # Errors
@@ -260,7 +269,12 @@ impl EngineBuilder {
             registry,
             CheckMode::Model(&weights),
         );
+        let mut adapters = AdapterSet::default();
+        for (path, scale) in &self.adapters {
+            adapters.read(path, *scale, &description)?;
+        }
         Ok(PlannedModel {
+            adapters,
             weights,
             description,
             rules_name,
@@ -371,6 +385,7 @@ pub struct PlannedModel {
     settings: Settings,
     memory: MemoryCheck,
     placement: Option<Placement>,
+    adapters: AdapterSet,
 }
 
 impl PlannedModel {
@@ -414,6 +429,11 @@ impl PlannedModel {
         &self.settings
     }
 
+    /// The adapters, in the order in which they were named.
+    pub fn adapters(&self) -> &[LoadedAdapter] {
+        self.adapters.all()
+    }
+
     /// Refuses a plan with errors, or with devices that are not there.
     ///
     /// # Errors
@@ -454,10 +474,13 @@ impl PlannedModel {
         self.require()?;
         // Sizes are trusted only after all tensors were seen to have them.
         self.module_weights()?;
-        let (children, report) = inject(&self.description.tree, &self.plan, &self.weights)?;
+        let (children, mut report) = inject(&self.description.tree, &self.plan, &self.weights)?;
         let named = named_devices(&self.plan, try_registry()?)?;
-        let parts =
-            runtime::Parts::new(children, &report, named, &self.settings, &self.description)?;
+        let mut parts = runtime::Parts::new(children, &report, named, &self.settings)?;
+        for loaded in self.adapters.all() {
+            parts.attach(loaded.id(), loaded.adapter())?;
+            report.note_adapter(loaded.name(), loaded.adapter());
+        }
         Ok((parts, report))
     }
 
@@ -476,6 +499,8 @@ impl PlannedModel {
             estimate.devices.entry(device).or_default().weights += bytes;
         }
         let host = estimate.devices.entry(Device::CPU).or_default();
+        let adapters = self.adapters.all().iter();
+        host.weights += adapters.map(|a| a.adapter().bytes()).sum::<u64>();
         host.kv += parts.kv_bytes(&self.settings);
         host.scratch += parts.scratch_bytes();
         host.scratch += working::products(&self.description, &self.weights, &self.settings)?;
@@ -514,6 +539,8 @@ impl PlannedModel {
                 template,
                 settings: self.settings,
                 runtime: Mutex::new(runtime),
+                default_adapters: self.adapters.active(),
+                adapters: Mutex::new(self.adapters),
             }),
         })
     }

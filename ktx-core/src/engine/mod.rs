@@ -1,7 +1,10 @@
 //! The engine: a model that is loaded, and what its sessions share.
 
+mod adapters;
 mod auto;
 mod builder;
+#[cfg(test)]
+mod mixed;
 mod runtime;
 
 use std::collections::BTreeMap;
@@ -10,7 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use ktx_kernels::device::Device;
 use ktx_kernels::workspace::Transfers;
 use ktx_models::ModelDescription;
+use ktx_ops::lora::{ActiveAdapter, AdapterId};
 
+pub(crate) use adapters::AdapterSet;
+pub use adapters::LoadedAdapter;
 pub use auto::AutoPlacement;
 pub use builder::{
     DeviceMapping, EngineBuilder, MemoryCheck, PlannedModel, Rules, Settings, available_devices,
@@ -38,6 +44,9 @@ pub(crate) struct Inner {
     pub(crate) template: Result<ChatTemplate, crate::chat::ChatError>,
     pub(crate) settings: Settings,
     pub(crate) runtime: Mutex<Runtime>,
+    pub(crate) adapters: Mutex<AdapterSet>,
+    /// What a new session begins with: the adapters that the engine was made with.
+    pub(crate) default_adapters: Arc<[ActiveAdapter]>,
 }
 
 impl Engine {
@@ -95,6 +104,59 @@ impl Engine {
         Ok(self.inner.runtime()?.transfers())
     }
 
+    /// Loads an adapter beside those that are there: a GGUF file, or the directory of a PEFT adapter.
+    /// The base stays as it is, and no session changes: each chooses with
+    /// [`Session::set_adapters`](crate::Session::set_adapters). Waits for a step that is running.
+    ///
+    /// # Errors
+    /// [`EngineError::Adapter`] if it cannot be read, or is not for this model.
+    pub fn load_adapter(
+        &self,
+        path: impl AsRef<std::path::Path>,
+    ) -> Result<LoadedAdapter, EngineError> {
+        let mut adapters = self.inner.adapters()?;
+        let loaded = adapters.read(path.as_ref(), 1.0, &self.inner.description)?;
+        let attached = self
+            .inner
+            .runtime()
+            .and_then(|mut runtime| runtime.attach(loaded.id(), loaded.adapter()));
+        if let Err(error) = attached {
+            adapters.remove(loaded.id());
+            return Err(error);
+        }
+        Ok(loaded)
+    }
+
+    /// Forgets an adapter. A session that has it chosen can go on after it has chosen others.
+    ///
+    /// # Errors
+    /// [`EngineError::NoAdapter`] if there is none of this number.
+    pub fn unload_adapter(&self, id: AdapterId) -> Result<(), EngineError> {
+        let mut adapters = self.inner.adapters()?;
+        adapters.get(id)?;
+        self.inner.runtime()?.detach(id);
+        adapters.remove(id);
+        Ok(())
+    }
+
+    /// All adapters, those that it was made with first.
+    ///
+    /// # Errors
+    /// [`EngineError::Poisoned`] if an earlier call panicked.
+    pub fn adapters(&self) -> Result<Vec<LoadedAdapter>, EngineError> {
+        Ok(self.inner.adapters()?.all().to_vec())
+    }
+
+    /// The adapter of this name.
+    ///
+    /// # Errors
+    /// [`EngineError::NoAdapter`], which lists those that there are.
+    pub fn adapter(&self, name: &str) -> Result<LoadedAdapter, EngineError> {
+        let adapters = self.inner.adapters()?;
+        let found = adapters.all().iter().find(|a| a.name() == name);
+        found.cloned().ok_or_else(|| adapters.missing(name))
+    }
+
     /// The settings that it was made with, defaults filled in.
     pub fn settings(&self) -> &Settings {
         &self.inner.settings
@@ -104,5 +166,9 @@ impl Engine {
 impl Inner {
     pub(crate) fn runtime(&self) -> Result<MutexGuard<'_, Runtime>, EngineError> {
         self.runtime.lock().map_err(|_| EngineError::Poisoned)
+    }
+
+    pub(crate) fn adapters(&self) -> Result<MutexGuard<'_, AdapterSet>, EngineError> {
+        self.adapters.lock().map_err(|_| EngineError::Poisoned)
     }
 }

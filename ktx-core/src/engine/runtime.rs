@@ -9,7 +9,7 @@ use ktx_kernels::linear::Precision;
 use ktx_kernels::moe::MoeScratch;
 use ktx_kernels::pool::ThreadPool;
 use ktx_kernels::workspace::{Act, Transfers, Workspace, WorkspaceError};
-use ktx_models::ModelDescription;
+use ktx_ops::lora::{Adapter, AdapterId, RowAdapters, attach_all, detach};
 use ktx_ops::module::KvLayout;
 use ktx_ops::{
     Batch, Capacity, Children, Forward, KModule, Layerwise, Linear, LoadProgress, LoadScope,
@@ -29,7 +29,8 @@ pub(crate) struct Parts {
     head: Box<dyn Linear>,
     layouts: Vec<KvLayout>,
     devices: Vec<Device>,
-    workspace_values: usize,
+    capacity: Capacity,
+    adapters: Vec<AdapterId>,
 }
 
 impl Parts {
@@ -38,7 +39,6 @@ impl Parts {
         report: &InjectReport,
         named: BTreeSet<Device>,
         settings: &Settings,
-        description: &ModelDescription,
     ) -> Result<Self, EngineError> {
         let missing = |child: &str, role| OpError::Child {
             path: String::new(),
@@ -65,19 +65,40 @@ impl Parts {
             context: settings.context,
             threads: settings.threads,
         };
-        let values = Workspace::values_for;
-        // The second is the hidden state of a prompt that is read layer by layer.
-        let states = 1 + usize::from(model.layerwise().is_some());
-        let workspace_values = states * values(capacity.tokens, description.hidden_size)
-            + values(LOGIT_ROWS, head.out_features())
-            + model.scratch(capacity).max(head.scratch(capacity));
         Ok(Self {
             layouts: model.kv_layouts(),
             devices,
             model,
             head,
-            workspace_values,
+            capacity,
+            adapters: Vec::new(),
         })
+    }
+
+    /// Gives an adapter's parts to the operators.
+    pub(crate) fn attach(&mut self, id: AdapterId, adapter: &Adapter) -> Result<(), EngineError> {
+        let (model, head): (&mut dyn KModule, &mut dyn KModule) =
+            (self.model.as_mut(), self.head.as_mut());
+        attach_all(&mut [model, head], id, adapter)?;
+        self.adapters.push(id);
+        Ok(())
+    }
+
+    fn detach(&mut self, id: AdapterId) {
+        detach(self.model.as_mut(), id);
+        detach(self.head.as_mut(), id);
+        self.adapters.retain(|i| *i != id);
+    }
+
+    /// Values of f32 that a step takes of the workspace at most.
+    fn workspace_values(&self) -> usize {
+        let (model, head, capacity) = (&self.model, &self.head, self.capacity);
+        let values = Workspace::values_for;
+        // The second is the hidden state of a prompt that is read layer by layer.
+        let states = 1 + usize::from(model.layerwise().is_some());
+        states * values(capacity.tokens, head.in_features())
+            + values(LOGIT_ROWS, head.out_features())
+            + model.scratch(capacity).max(head.scratch(capacity))
     }
 
     /// Bytes of the cache of one session.
@@ -95,7 +116,7 @@ impl Parts {
 
     /// Bytes of the workspace.
     pub(crate) fn scratch_bytes(&self) -> u64 {
-        (self.workspace_values as u64)
+        (self.workspace_values() as u64)
             .saturating_mul((self.devices.len() * size_of::<f32>()) as u64)
     }
 }
@@ -123,8 +144,7 @@ pub(crate) fn pages_for(tokens: usize) -> usize {
 
 /// A loaded model with its memory; one step at a time.
 pub(crate) struct Runtime {
-    model: Box<dyn Model>,
-    head: Box<dyn Linear>,
+    parts: Parts,
     precision: Precision,
     workspace: Workspace,
     kv: Vec<LayerKv>,
@@ -160,16 +180,45 @@ impl Runtime {
             .collect::<Result<_, _>>()?;
         Ok(Self {
             precision: settings.precision,
-            workspace: Workspace::new(&parts.devices, parts.workspace_values)
+            workspace: Workspace::new(&parts.devices, parts.workspace_values())
                 .map_err(OpError::from)?,
             kv,
             free_pages: (0..pages as u32).rev().map(PageId).collect(),
             moe: MoeScratch::default(),
             pool,
             store,
-            model: parts.model,
-            head: parts.head,
+            parts,
         })
+    }
+
+    /// Gives an adapter's parts to the operators, and plans the workspace again: its ranks may be
+    /// larger than all before.
+    pub(crate) fn attach(&mut self, id: AdapterId, adapter: &Adapter) -> Result<(), EngineError> {
+        self.parts.attach(id, adapter)?;
+        let values = self.parts.workspace_values();
+        match Workspace::new(&self.parts.devices, values) {
+            Ok(workspace) => {
+                self.workspace = workspace;
+                Ok(())
+            }
+            Err(error) => {
+                self.parts.detach(id);
+                Err(OpError::from(error).into())
+            }
+        }
+    }
+
+    /// Takes an adapter's parts from the operators.
+    pub(crate) fn detach(&mut self, id: AdapterId) {
+        self.parts.detach(id);
+    }
+
+    /// The first adapter of a batch that is not attached.
+    fn detached(&self, batch: &Batch) -> Option<AdapterId> {
+        let chosen = batch.sequences.iter().flat_map(|s| s.adapters.iter());
+        chosen
+            .map(|a| a.id)
+            .find(|id| !self.parts.adapters.contains(id))
     }
 
     /// Takes a page of the cache.
@@ -184,7 +233,7 @@ impl Runtime {
 
     /// Prompts of more tokens than this are read layer by layer.
     pub(crate) fn layerwise_above(&self) -> Option<usize> {
-        self.model.layerwise().map(Layerwise::threshold)
+        self.parts.model.layerwise().map(Layerwise::threshold)
     }
 
     /// What was copied between devices so far.
@@ -202,7 +251,7 @@ impl Runtime {
         on_logits: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), EngineError> {
         // A model that reads long prompts layer by layer reads short ones as it generates.
-        let operators = match self.model.layerwise() {
+        let operators = match self.parts.model.layerwise() {
             Some(_) => Phase::Generate,
             None => phase,
         };
@@ -227,8 +276,8 @@ impl Runtime {
         cancelled: &dyn Fn() -> bool,
         on_logits: &mut dyn FnMut(&mut [f32]),
     ) -> Result<bool, EngineError> {
-        let layers = self.model.layerwise().map_or(0, Layerwise::layers);
-        let width = self.head.in_features();
+        let layers = self.parts.model.layerwise().map_or(0, Layerwise::layers);
+        let width = self.parts.head.in_features();
         let mut states = Vec::new();
         for chunk in chunks {
             let values = chunk.rows() * width;
@@ -251,7 +300,7 @@ impl Runtime {
             }
             self.enter(layer)?;
             let passed = self.pass(layer, chunks, &mut states, cancelled);
-            if let Some(model) = self.model.layerwise_mut() {
+            if let Some(model) = self.parts.model.layerwise_mut() {
                 model.leave(layer);
             }
             if !passed? {
@@ -275,7 +324,7 @@ impl Runtime {
     fn enter(&mut self, layer: usize) -> Result<(), EngineError> {
         let mut progress = |_| true;
         let mut loader = Loader::new(self.store.as_ref(), &mut progress);
-        match self.model.layerwise_mut() {
+        match self.parts.model.layerwise_mut() {
             Some(model) => Ok(model.enter(layer, &mut loader)?),
             None => Ok(()),
         }
@@ -329,6 +378,9 @@ impl Runtime {
         observer: Option<&mut dyn Observer>,
         body: impl FnOnce(&mut Forward<'_>, &dyn Model, &dyn Linear) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
+        if let Some(id) = self.detached(batch) {
+            return Err(EngineError::AdapterGone { id: id.0 });
+        }
         let sequences: Vec<SequenceKv<'_>> = batch
             .sequences
             .iter()
@@ -349,13 +401,14 @@ impl Runtime {
             kv: &mut self.kv,
             pool: &self.pool,
             moe: &mut self.moe,
+            adapters: RowAdapters::of_batch(batch),
             // Matched, not moved, so that the trait object's lifetime can shrink.
             observer: match observer {
                 Some(observer) => Some(observer),
                 None => None,
             },
         };
-        body(&mut cx, self.model.as_ref(), self.head.as_ref())
+        body(&mut cx, self.parts.model.as_ref(), self.parts.head.as_ref())
     }
 }
 
@@ -371,7 +424,10 @@ fn logits(
         let rows = LOGIT_ROWS.min(hidden.rows() - first);
         let mark = cx.workspace.mark();
         let logits = cx.alloc(hidden.device(), rows, vocab)?;
-        head.forward(cx, hidden.row_range(first, rows), logits)?;
+        let wanted = cx.batch.outputs[first..first + rows].iter().copied();
+        let adapters = cx.adapters.gathered(wanted);
+        let part = hidden.row_range(first, rows);
+        cx.with_adapters(adapters, |cx| head.forward(cx, part, logits))?;
         cx.workspace
             .write(logits)
             .chunks_exact_mut(vocab)

@@ -372,11 +372,7 @@ impl Checker<'_> {
                 .chain(inner.iter().copied())
                 .filter(|op| documented(op, &kwarg.name).is_some())
                 .collect();
-            let is_inner_name =
-                operator.kwargs.is_open() && INNER_OPERATORS.contains(&kwarg.name.as_str());
-            let is_known = !takers.is_empty()
-                || is_inner_name
-                || PLACEMENT.iter().any(|d| d.name == kwarg.name);
+            let is_known = !takers.is_empty() || PLACEMENT.iter().any(|d| d.name == kwarg.name);
             if !is_known && all_known {
                 self.report
                     .errors
@@ -396,7 +392,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Checks the names in `generate_op` and `prefill_op`; false if one of them is not known.
+    /// Checks the names of inner operators (`generate_op`, `prefill_op`, `op`); false if one of them is not known.
     fn inner_names(
         &mut self,
         operator: &OperatorEntry,
@@ -411,6 +407,9 @@ impl Checker<'_> {
         let mut all_known = true;
         let mut checked = Vec::new();
         for argument in INNER_OPERATORS {
+            if documented(operator, argument).is_none() {
+                continue;
+            }
             let Some(name) = kwargs
                 .get(argument)
                 .or_else(|| defaults.get(argument))

@@ -16,7 +16,7 @@ pub(crate) const DEVICE_KWARGS: [&str; 4] =
 /// The keyword argument that holds a device for each of some layers.
 pub(crate) const TRANSFER_MAP: &str = "transfer_map";
 /// Keyword arguments that name inner operators.
-pub(super) const INNER_OPERATORS: [&str; 2] = ["generate_op", "prefill_op"];
+pub(super) const INNER_OPERATORS: [&str; 3] = ["generate_op", "prefill_op", "op"];
 
 /// Where operators go that name no device.
 const CUDA: Device = Device::new(DeviceKind::Cuda, 0);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ktx_kernels::kv::PageId;
+use ktx_ops::lora::{ActiveAdapter, AdapterId};
 use ktx_ops::{Batch, Observer, Phase};
 
 pub use generation::{FinishReason, Generation, Piece, Statistics};
@@ -103,11 +104,16 @@ pub struct Session {
     text: String,
     cancel: CancelHandle,
     batch: Batch,
+    adapters: Arc<[ActiveAdapter]>,
+    /// Whether the cache was computed with other adapters than those that are chosen now.
+    stale: bool,
 }
 
 impl Session {
     pub(crate) fn new(engine: Arc<Inner>) -> Self {
         Self {
+            adapters: Arc::clone(&engine.default_adapters),
+            stale: false,
             engine,
             tokens: Vec::new(),
             pages: Vec::new(),
@@ -138,6 +144,27 @@ impl Session {
     pub fn clear(&mut self) {
         self.messages.clear();
         self.truncate(0);
+    }
+
+    /// The adapters that apply, with their factors.
+    pub fn adapters(&self) -> &[ActiveAdapter] {
+        &self.adapters
+    }
+
+    /// Chooses which adapters of the engine apply from now on, and how strongly: 1 is as trained, 0 not
+    /// at all; the factors of one that is named twice add up. What is in the session stays, but its keys
+    /// and values were computed with other weights: the next call reads all of its tokens again.
+    ///
+    /// # Errors
+    /// [`EngineError::NoAdapter`] if the engine has none of these numbers, and
+    /// [`EngineError::AdapterScale`] if a factor is no number.
+    pub fn set_adapters(&mut self, adapters: &[(AdapterId, f32)]) -> Result<(), EngineError> {
+        let chosen = self.engine.adapters()?.chosen(adapters)?;
+        if chosen != self.adapters {
+            self.adapters = chosen;
+            self.stale = !self.tokens.is_empty();
+        }
+        Ok(())
     }
 
     /// A handle that stops generations of this session.
@@ -331,6 +358,7 @@ impl Session {
         cancelled: &dyn Fn() -> bool,
         on_logits: &mut dyn FnMut(&mut [f32]),
     ) -> Result<bool, EngineError> {
+        self.read_again_if_stale()?;
         let above = self.engine.runtime()?.layerwise_above();
         if above.is_some_and(|above| tokens.len() > above) {
             return self.prefill_layerwise(tokens, outputs, cancelled, on_logits);
@@ -364,6 +392,7 @@ impl Session {
             let start = i * chunk;
             let mut batch = Batch::default();
             batch.push(part.iter().map(|t| t.0), past + start, &self.pages);
+            batch.set_adapters(&self.adapters);
             let wanted = outputs.of_chunk(start, part.len(), tokens.len());
             batch.outputs.extend(wanted);
             chunks.push(batch);
@@ -426,16 +455,33 @@ impl Session {
         observer: Option<&mut dyn Observer>,
         on_logits: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), EngineError> {
+        self.read_again_if_stale()?;
         let engine = Arc::clone(&self.engine);
         let mut runtime = engine.runtime()?;
         self.reserve(&mut runtime, self.tokens.len() + tokens.len())?;
         self.batch.clear();
         self.batch
             .push(tokens.iter().map(|t| t.0), self.tokens.len(), &self.pages);
+        self.batch.set_adapters(&self.adapters);
         self.batch.outputs.extend(outputs);
         runtime.step(&self.batch, phase, observer, on_logits)?;
         self.tokens.extend_from_slice(tokens);
         Ok(())
+    }
+
+    /// Computes the cache of all tokens with the adapters that are chosen now, if others made it.
+    fn read_again_if_stale(&mut self) -> Result<(), EngineError> {
+        if !self.stale {
+            return Ok(());
+        }
+        let tokens = std::mem::take(&mut self.tokens);
+        self.stale = false;
+        let result = self.read(&tokens, Outputs::None, &mut |_| {});
+        if result.is_err() {
+            self.tokens = tokens;
+            self.stale = true;
+        }
+        result
     }
 
     fn reserve(&mut self, runtime: &mut Runtime, tokens: usize) -> Result<(), EngineError> {

@@ -15,11 +15,13 @@ use ktx_kernels::linear::matmul_many;
 use ktx_kernels::workspace::{Act, Workspace};
 use serde::{Deserialize, Serialize};
 
+use super::latent_adapters::LatentAdapters;
 use super::latent_weights::LatentWeights;
 use super::{part_of, write_cache};
 use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::kwargs::{KwargDoc, KwargSet};
 use crate::linear::{forward_joined, kernel_error};
+use crate::lora::{ActiveAdapter, AdapterId, Attachment, RowAdapters};
 use crate::module::{
     Attention, Capacity, Forward, HeadSpan, Holding, KModule, KvLayout, KvSlot, Linear, Loader,
     Norm, Phase, Rope, largest_scratch,
@@ -82,6 +84,8 @@ pub struct KDeepseekV2Attention {
     /// Key of `kv_b_proj`, and prefix of the split tensors.
     kv_b: (String, String),
     weights: Option<LatentWeights>,
+    /// Parts of adapters for `kv_b_proj`.
+    adapters: LatentAdapters,
     o_proj: Box<dyn Linear>,
     rotary: Box<dyn Rope>,
 }
@@ -128,6 +132,7 @@ impl KDeepseekV2Attention {
             kv_norm: args.norm("kv_a_layernorm")?,
             kv_b,
             weights: None,
+            adapters: LatentAdapters::default(),
             o_proj: args.linear("o_proj")?,
             rotary: args.rope("rotary_emb")?,
             spec,
@@ -227,13 +232,15 @@ impl KDeepseekV2Attention {
             for start in (0..rows.tokens).step_by(self.chunk_rows) {
                 let tokens = self.chunk_rows.min(rows.tokens - start);
                 let part = |act: Act| act.row_range(rows.first_row + start, tokens);
-                self.absorbed_rows(
-                    cx,
-                    slot,
-                    part(q),
-                    part(out),
-                    &[part_of(sequence, start, tokens)],
-                )?;
+                cx.with_adapters(RowAdapters::uniform(tokens, &rows.adapters), |cx| {
+                    self.absorbed_rows(
+                        cx,
+                        slot,
+                        part(q),
+                        part(out),
+                        &[part_of(sequence, start, tokens)],
+                    )
+                })?;
             }
         }
         Ok(())
@@ -263,18 +270,20 @@ impl KDeepseekV2Attention {
                 stride: spec.q_head_dim(),
                 offset: 0,
             };
-            let ([q], [folded, result, scratch]) =
-                cx.workspace.views([q], [latent, attended, scratch]);
+            let ([q_values], [folded]) = cx.workspace.views([q], [latent]);
             matmul_heads(
                 cx.pool,
                 heads,
                 &|h| weights.absorb_key(spec, h),
-                q,
+                q_values,
                 q_rows,
                 folded,
                 cx.precision,
             )
             .map_err(error)?;
+            self.adapters.fold(cx, &self.path, spec, q, latent)?;
+            let ([q, folded], [result, scratch]) =
+                cx.workspace.views([q, latent], [attended, scratch]);
             let query = MlaQuery {
                 latent: folded,
                 rope: q,
@@ -290,18 +299,18 @@ impl KDeepseekV2Attention {
                 result,
                 scratch,
             );
-            let ([attended], [out]) = cx.workspace.views([attended], [out]);
-            let rows = HeadRows::packed(heads, lora);
+            let ([rows], [results]) = cx.workspace.views([attended], [out]);
             matmul_heads(
                 cx.pool,
                 heads,
                 &|h| weights.value(spec, h),
-                attended,
                 rows,
-                out,
+                HeadRows::packed(heads, lora),
+                results,
                 cx.precision,
             )
-            .map_err(error)
+            .map_err(error)?;
+            self.adapters.unfold(cx, &self.path, spec, attended, out)
         })
     }
 
@@ -316,7 +325,8 @@ impl KDeepseekV2Attention {
         let batch = cx.batch;
         for (rows, sequence) in batch.sequences.iter().zip(cx.sequences) {
             let part = |act: Act| act.row_range(rows.first_row, rows.tokens);
-            self.unabsorbed_sequence(cx, slot, part(q), part(out), sequence)?;
+            let adapters = &rows.adapters;
+            self.unabsorbed_sequence(cx, slot, part(q), part(out), sequence, adapters)?;
         }
         Ok(())
     }
@@ -328,6 +338,7 @@ impl KDeepseekV2Attention {
         q: Act,
         out: Act,
         sequence: &SequenceKv<'_>,
+        adapters: &[ActiveAdapter],
     ) -> Result<(), OpError> {
         let (spec, weights, device, length) =
             (&self.spec, self.weights()?, q.device(), sequence.len());
@@ -355,8 +366,12 @@ impl KDeepseekV2Attention {
                 1,
                 self.head_shape().scratch_floats(cx.pool.threads()),
             )?;
+            let reduced = self.adapters.reduce(cx, &self.path, adapters, c)?;
             for head in 0..spec.num_attention_heads {
                 self.expand(cx, head, c, turned, k_nope, v)?;
+                for part in &reduced {
+                    part.expand(cx, &self.path, spec, head, k_nope, v)?;
+                }
                 let width = spec.q_head_dim();
                 let ([nope_rows, pe_rows, queries], [k_rows, q_rows]) =
                     cx.workspace.views([k_nope, k_pe, q], [k, q_head]);
@@ -489,8 +504,18 @@ impl KModule for KDeepseekV2Attention {
         Ok(())
     }
 
+    fn attach(&mut self, attachment: &mut Attachment<'_>) {
+        let path = format!("{}.kv_b_proj", self.path);
+        self.adapters.attach(&path, &self.spec, attachment);
+    }
+
+    fn detach(&mut self, id: AdapterId) {
+        self.adapters.detach(id);
+    }
+
     fn holding(&self) -> Vec<Holding> {
-        let bytes = self.weights.as_ref().map_or(0, LatentWeights::made);
+        let weights = self.weights.as_ref().map_or(0, LatentWeights::made);
+        let bytes = weights + self.adapters.made();
         vec![Holding {
             device: self.placement.generate,
             bytes,
@@ -505,7 +530,10 @@ impl KModule for KDeepseekV2Attention {
             + values(tokens, spec.q_lora_rank.unwrap_or(0))
             + values(tokens, spec.kv_lora_rank);
         let absorbed = 2 * values(tokens.min(self.chunk_rows), heads * spec.kv_lora_rank)
-            + values(1, self.absorbed_shape().scratch_floats(capacity.threads));
+            + values(1, self.absorbed_shape().scratch_floats(capacity.threads))
+            + self
+                .adapters
+                .absorbed_scratch(spec, tokens.min(self.chunk_rows));
         let context = capacity.context.max(tokens);
         let unabsorbed = [
             spec.kv_lora_rank,
@@ -520,7 +548,8 @@ impl KModule for KDeepseekV2Attention {
             + values(tokens, spec.q_head_dim())
             + values(tokens, spec.v_head_dim)
             + values(1, spec.qk_nope_head_dim * spec.kv_lora_rank)
-            + values(1, self.head_shape().scratch_floats(capacity.threads));
+            + values(1, self.head_shape().scratch_floats(capacity.threads))
+            + self.adapters.expanded_scratch(spec, context);
         let attending = if self.absorb_for_prefill {
             absorbed
         } else {

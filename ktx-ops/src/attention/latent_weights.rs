@@ -129,7 +129,11 @@ impl LatentWeights {
 }
 
 /// Some rows of a tensor of any number of dimensions.
-fn rows_of(tensor: &Tensor, first: usize, rows: usize) -> Result<WeightRows<'_>, LinearError> {
+pub(super) fn rows_of(
+    tensor: &Tensor,
+    first: usize,
+    rows: usize,
+) -> Result<WeightRows<'_>, LinearError> {
     let all = WeightRows::of(tensor)?;
     all.rows_range(first, rows)
         .ok_or_else(|| LinearError::WeightBytes {

@@ -2,6 +2,7 @@
 
 mod grouped;
 mod latent;
+mod latent_adapters;
 mod latent_weights;
 
 pub use grouped::GroupedQueryAttention;

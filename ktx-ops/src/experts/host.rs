@@ -6,10 +6,12 @@ use ktx_kernels::moe::{self, ExpertBiases, ExpertStack, MoeWeights, Routing};
 use ktx_kernels::workspace::Act;
 use serde::{Deserialize, Serialize};
 
+use super::adapted::{AdaptedExperts, HostWeights, Routed};
 use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::kwargs::{KwargDoc, KwargSet};
 use crate::linear::{Arithmetic, kernel_error};
-use crate::module::{Experts, Forward, Holding, KModule, Loader, Phase};
+use crate::lora::{AdapterId, Attachment};
+use crate::module::{Capacity, Experts, Forward, Holding, KModule, Loader, Phase};
 use crate::register_operator;
 use crate::spec::{ExpertsSpec, Spec};
 use crate::weights::{ExpertTensors, expert_biases, experts, floats};
@@ -88,6 +90,7 @@ pub struct HostExperts {
     weights: Option<[ExpertTensors; 3]>,
     /// `[experts, out]` of gate, up and down.
     biases: Option<[Vec<f32>; 3]>,
+    adapted: AdaptedExperts,
 }
 
 impl HostExperts {
@@ -118,6 +121,7 @@ impl HostExperts {
             out_device,
             weights: None,
             biases: None,
+            adapted: AdaptedExperts::default(),
         })))
     }
 
@@ -127,19 +131,54 @@ impl HostExperts {
         [(width, hidden), (width, hidden), (hidden, width)]
     }
 
-    fn run(
-        &self,
-        cx: &mut Forward<'_>,
-        x: Act,
-        ids: Act,
-        weights: Act,
-        out: Act,
-    ) -> Result<(), OpError> {
-        let error = |e: &dyn std::fmt::Display| kernel_error(&self.path, e);
-        let tensors = self
-            .weights
+    fn tensors(&self) -> Result<&[ExpertTensors; 3], OpError> {
+        self.weights
             .as_ref()
-            .ok_or_else(|| error(&"its weights are not loaded"))?;
+            .ok_or_else(|| kernel_error(&self.path, "its weights are not loaded"))
+    }
+
+    /// Rows with adapters that adapt these experts apart from the others.
+    fn run_adapted(&self, cx: &mut Forward<'_>, all: &Routed) -> Result<(), OpError> {
+        cx.adapters.require_rows(&self.path, all.x.rows())?;
+        let adapters = std::mem::take(&mut cx.adapters);
+        let engine = cx.precision;
+        let mut done = 0;
+        let spans = adapters.spans().iter();
+        let mut spans = spans.filter(|s| self.adapted.any_of(&s.adapters));
+        let result = spans.try_for_each(|span| {
+            self.run_fused(cx, &all.rows(done, span.first_row - done))?;
+            done = span.end();
+            cx.precision = self.arithmetic.precision(engine);
+            let rows = all.rows(span.first_row, span.rows);
+            let weights = HostWeights {
+                tensors: self.tensors()?,
+                biases: self.biases.as_ref(),
+                activation: self.spec.activation,
+            };
+            let result = self
+                .adapted
+                .run(cx, &self.path, weights, &span.adapters, &rows);
+            cx.precision = engine;
+            result
+        });
+        cx.adapters = adapters;
+        result?;
+        self.run_fused(cx, &all.rows(done, all.x.rows() - done))
+    }
+
+    /// All experts of these rows at once, without adapters.
+    fn run_fused(&self, cx: &mut Forward<'_>, rows: &Routed) -> Result<(), OpError> {
+        if rows.x.is_empty() {
+            return Ok(());
+        }
+        let Routed {
+            x,
+            ids,
+            weights,
+            out,
+        } = *rows;
+        let error = |e: &dyn std::fmt::Display| kernel_error(&self.path, e);
+        let tensors = self.tensors()?;
         let precision = self.arithmetic.precision(cx.precision);
         let separate = separate_rows(tensors).map_err(|e| error(&e))?;
         let [gate, up, down] = std::array::from_fn(|i| {
@@ -227,6 +266,18 @@ impl KModule for HostExperts {
             bytes: biases.map(|b| size_of_val(b.as_slice()) as u64).sum(),
         }]
     }
+
+    fn attach(&mut self, attachment: &mut Attachment<'_>) {
+        self.adapted.attach(&self.path, &self.spec, attachment);
+    }
+
+    fn detach(&mut self, id: AdapterId) {
+        self.adapted.detach(id);
+    }
+
+    fn scratch(&self, capacity: Capacity) -> usize {
+        self.adapted.scratch(&self.spec, capacity.tokens)
+    }
 }
 
 impl Experts for HostExperts {
@@ -238,7 +289,16 @@ impl Experts for HostExperts {
         weights: Act,
         out: Act,
     ) -> Result<(), OpError> {
-        self.run(cx, x, ids, weights, out)
+        let rows = Routed {
+            x,
+            ids,
+            weights,
+            out,
+        };
+        match self.adapted.is_empty() || cx.adapters.is_empty() {
+            true => self.run_fused(cx, &rows),
+            false => self.run_adapted(cx, &rows),
+        }
     }
 
     fn finish(&self, _cx: &mut Forward<'_>, _out: Act) -> Result<(), OpError> {

@@ -78,7 +78,8 @@ impl Experts for ExpertList {
                     cx.workspace
                         .copy(x.row_range(*row, 1), input.row_range(i, 1));
                 }
-                expert.forward(cx, input, output)?;
+                let adapters = cx.adapters.gathered(chosen.iter().map(|(row, _)| *row));
+                cx.with_adapters(adapters, |cx| expert.forward(cx, input, output))?;
                 for (i, (row, weight)) in chosen.iter().enumerate() {
                     let ([y], [sum]) = cx
                         .workspace

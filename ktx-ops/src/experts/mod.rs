@@ -1,5 +1,6 @@
 //! Routed experts: all of a layer as one operator, the switch between two phases, and the plain list.
 
+mod adapted;
 mod host;
 mod list;
 mod switch;

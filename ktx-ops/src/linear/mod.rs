@@ -2,6 +2,7 @@
 
 mod fp8;
 mod host;
+mod lora;
 mod q8;
 mod router;
 mod switch;
@@ -11,6 +12,7 @@ use ktx_kernels::linear::{Precision, WeightRows, matmul_many};
 use ktx_kernels::workspace::Act;
 
 pub use host::HostLinear;
+pub use lora::KLinearLora;
 pub use q8::KLinearQ8;
 pub use switch::KTransformersLinear;
 
@@ -60,7 +62,10 @@ pub fn forward_joined<const N: usize>(
             .try_for_each(|(op, out)| op.forward(cx, x, out));
     }
     let matrices = matrices.map(|m| m.expect("all are there"));
-    multiply(cx, ops[0].path(), &matrices, x, outs)
+    multiply(cx, ops[0].path(), &matrices, x, outs)?;
+    ops.into_iter()
+        .zip(outs)
+        .try_for_each(|(op, out)| op.add_low_rank(cx, x, out))
 }
 
 /// `outs[i] = x W_i^T + b_i` in one parallel region.

@@ -111,6 +111,10 @@ impl Linear for KTransformersLinear {
     fn host_matrix(&self, phase: Phase) -> Option<HostMatrix<'_>> {
         self.of(phase).host_matrix(phase)
     }
+
+    fn add_low_rank(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError> {
+        self.of(cx.phase).add_low_rank(cx, x, out)
+    }
 }
 
 fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
