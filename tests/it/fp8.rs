@@ -148,7 +148,10 @@ fn the_plan_counts_bytes_and_types_of_both_files() {
     assert_eq!(of("model.embed_tokens").types, ["BF16"]);
     let all: u64 = weights.iter().map(|w| w.bytes).sum();
     let estimate = planned.estimate().unwrap();
-    assert_eq!(estimate.host().weights, all);
+    // Beside the files' bytes: the key part of both `kv_b_proj` turned around, in f32, and the norms.
+    let turned = 2 * (4 * 16 * 64) * 4;
+    let made = estimate.host().weights - all;
+    assert!((turned..turned + 8192).contains(&made), "{made}");
     assert!(all < planned.weights().file_size());
 }
 
