@@ -4,6 +4,7 @@ use ktx_gguf::GgmlType;
 
 use super::activations::{self, Activations, QuantizedRow};
 use super::float::{Bf16, Dequantized, F16, F32, Fp8, SignedBytes};
+use super::int8_kernels::PREFETCH;
 use super::scratch::Scratch;
 use super::unpack::for_each_code_type;
 use super::{MAX_ROW_TOKENS, PANEL_ROWS, TAIL_TOKENS, WeightRows, with_scratch};
@@ -35,6 +36,27 @@ impl<'a> Span<'a> {
         let row_bytes = self.w.row_bytes();
         &self.w.bytes[(self.row + row) * row_bytes..][..row_bytes]
     }
+
+    /// Asks for the first weights of the span, all at once: what row by row products do not ask for
+    /// ahead. A span of a few KiB, as an expert's share of a task is, waits for them a third of its time.
+    pub(crate) fn prefetch(&self) {
+        let row_bytes = self.w.row_bytes();
+        let bytes = &self.w.bytes[self.row * row_bytes..];
+        let wanted = PREFETCH.min(self.rows * row_bytes);
+        prefetch(&bytes[..wanted.min(bytes.len())]);
+    }
+}
+
+/// Asks for bytes that are read soon.
+fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 CPU has SSE, and a prefetch does not access memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 /// Writes `[token, row]` results at a stride.
@@ -58,6 +80,7 @@ impl Kernels {
     /// `out` is valid for that, and this CPU supports the level that the kernels were made for.
     pub(crate) unsafe fn multiply(&self, span: &Span<'_>, out: *mut f32, stride: usize) {
         if span.tokens.len() <= MAX_ROW_TOKENS {
+            span.prefetch();
             // SAFETY: by the caller's promise.
             return unsafe { (self.rows)(span, out, stride) };
         }

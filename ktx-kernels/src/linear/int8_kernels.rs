@@ -9,7 +9,7 @@ use super::{CHUNK_COLS, MAX_ROW_TOKENS, PANEL_ROWS};
 
 /// How far ahead of the arithmetic weights are asked for. The hardware does the same within a
 /// page of 4 KiB, but begins anew at each: with one thread Q4_0 went from 2.8 to 6.9 GB/s.
-const PREFETCH: usize = 2048;
+pub(super) const PREFETCH: usize = 2048;
 
 /// Row by row: expand 256 columns, multiply them with each token, go on.
 ///

@@ -200,6 +200,7 @@ impl Layer<'_> {
                     tokens,
                 };
                 let len = tokens.len() * rows;
+                span(up).prefetch();
                 self.multiply(&span(gate), gate_tile, rows);
                 self.multiply(&span(up), up_tile, rows);
                 // A tile is short enough for the activation to stay on this thread.
@@ -240,7 +241,19 @@ impl Layer<'_> {
             part(token).fill(0.0);
         }
         with_tiles(|[tile, ..]| {
-            for group in &self.plan.groups {
+            for (index, group) in self.plan.groups.iter().enumerate() {
+                let next = self.plan.groups.get(index + 1);
+                if let Some(w) = next.and_then(|next| self.experts.down.expert(next.expert)) {
+                    let tokens = &[];
+                    Span {
+                        w,
+                        row,
+                        rows,
+                        x: h,
+                        tokens,
+                    }
+                    .prefetch();
+                }
                 let first_bias = group.expert * hidden + row;
                 let bias = self.experts.biases;
                 let bias = bias.map(|biases| &biases.down[first_bias..first_bias + rows]);
