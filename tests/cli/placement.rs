@@ -82,7 +82,14 @@ fn emitted_rules_make_the_same_plan() {
     let loaded = lite(&["--rules", rules, "--format", "json"]).ok();
     assert_eq!(placed, loaded);
     let printed = lite(&[&budget[..4], &["--emit-rules", "-"]].concat()).ok();
-    assert_eq!(printed, std::fs::read_to_string(rules).unwrap());
+    let written = std::fs::read_to_string(rules).unwrap();
+    // Comments hold predictions, which follow what is measured anew where nothing can be cached.
+    let without_comments = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(str::to_owned).collect()
+    };
+    assert!(written.contains("# predicted: "), "{written}");
+    assert_eq!(without_comments(&printed), without_comments(&written));
     let checked = ktx(&["rules", "check", rules]).ok();
     assert!(!checked.contains("error"), "{checked}");
 }
