@@ -8,6 +8,45 @@ use crate::ModelError;
 use crate::keys::Keys;
 use crate::parts::{Skeleton, linear, rope_config};
 
+/// Numbers of heads, and their width.
+pub(crate) struct Heads {
+    pub count: usize,
+    pub kv_count: usize,
+    pub dim: usize,
+}
+
+impl Heads {
+    pub(crate) fn read(keys: &Keys<'_>, hidden_size: usize) -> Result<Self, ModelError> {
+        let count = keys.size("attention.head_count")?;
+        let kv_count = keys
+            .size_if_any("attention.head_count_kv")?
+            .unwrap_or(count);
+        if !count.is_multiple_of(kv_count) {
+            return Err(keys.bad(
+                "attention.head_count_kv",
+                kv_count,
+                "it does not divide attention.head_count",
+            ));
+        }
+        let dim = match keys.size_if_any("attention.key_length")? {
+            Some(dim) => dim,
+            None if hidden_size.is_multiple_of(count) => hidden_size / count,
+            None => {
+                return Err(keys.bad(
+                    "attention.head_count",
+                    count,
+                    "it does not divide embedding_length",
+                ));
+            }
+        };
+        Ok(Self {
+            count,
+            kv_count,
+            dim,
+        })
+    }
+}
+
 /// Sizes and classes of one attention.
 #[derive(Clone)]
 pub(crate) struct Attention {
@@ -25,28 +64,11 @@ impl Attention {
         class: &'static str,
         rope_class: &'static str,
     ) -> Result<Self, ModelError> {
-        let heads = keys.size("attention.head_count")?;
-        let kv_heads = keys
-            .size_if_any("attention.head_count_kv")?
-            .unwrap_or(heads);
-        if !heads.is_multiple_of(kv_heads) {
-            return Err(keys.bad(
-                "attention.head_count_kv",
-                kv_heads,
-                "it does not divide attention.head_count",
-            ));
-        }
-        let head_dim = match keys.size_if_any("attention.key_length")? {
-            Some(dim) => dim,
-            None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
-            None => {
-                return Err(keys.bad(
-                    "attention.head_count",
-                    heads,
-                    "it does not divide embedding_length",
-                ));
-            }
-        };
+        let Heads {
+            count: heads,
+            kv_count: kv_heads,
+            dim: head_dim,
+        } = Heads::read(keys, hidden_size)?;
         let spec = AttentionSpec {
             hidden_size,
             num_attention_heads: heads,

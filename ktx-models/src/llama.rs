@@ -6,6 +6,7 @@ use ktx_ops::Module;
 use ktx_ops::spec::{AttentionSpec, RopeSpec, Spec};
 
 use crate::ModelError;
+use crate::attention::Heads;
 use crate::keys::Keys;
 use crate::parts::{Experts, Skeleton, expert_count, linear, moe_spec, paired_linear, rope_config};
 
@@ -19,33 +20,16 @@ struct Config {
 
 impl Config {
     fn read(keys: &Keys<'_>, hidden_size: usize) -> Result<Self, ModelError> {
-        let heads = keys.size("attention.head_count")?;
-        let head_dim = match keys.size_if_any("attention.key_length")? {
-            Some(dim) => dim,
-            None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
-            None => {
-                return Err(keys.bad(
-                    "attention.head_count",
-                    heads,
-                    "it does not divide embedding_length",
-                ));
-            }
-        };
+        let Heads {
+            count: heads,
+            kv_count: kv_heads,
+            dim: head_dim,
+        } = Heads::read(keys, hidden_size)?;
         let dim = keys
             .size_if_any("rope.dimension_count")?
             .unwrap_or(head_dim);
         if dim > head_dim {
             return Err(keys.bad("rope.dimension_count", dim, "it is larger than a head"));
-        }
-        let kv_heads = keys
-            .size_if_any("attention.head_count_kv")?
-            .unwrap_or(heads);
-        if !heads.is_multiple_of(kv_heads) {
-            return Err(keys.bad(
-                "attention.head_count_kv",
-                kv_heads,
-                "it does not divide attention.head_count",
-            ));
         }
         Ok(Self {
             num_attention_heads: heads,

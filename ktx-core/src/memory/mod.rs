@@ -96,6 +96,18 @@ pub fn module_weights(
     Ok(all)
 }
 
+/// Where a module is when tokens are generated.
+fn generate_device(plan: &Plan, module: &Module) -> Result<Device, OpError> {
+    match plan.placement_at(&module.path, registry()) {
+        Ok(placement) => Ok(placement.generate),
+        Err(e) => Err(OpError::Unfit {
+            path: module.path.clone(),
+            message: e.to_string(),
+            location: None,
+        }),
+    }
+}
+
 fn collect(
     module: &Module,
     plan: &Plan,
@@ -106,19 +118,12 @@ fn collect(
     let whole = is_whole(module, entry);
     let tensors = sizes_of(module, whole, store)?;
     if !tensors.is_empty() {
-        let placement =
-            plan.placement_at(&module.path, registry())
-                .map_err(|e| OpError::Unfit {
-                    path: module.path.clone(),
-                    message: e.to_string(),
-                    location: None,
-                })?;
         let mut types: Vec<&'static str> = tensors.iter().map(|t| t.ty.name()).collect();
         types.dedup();
         let tensors: Vec<(String, u64)> = tensors.into_iter().map(|t| (t.name, t.bytes)).collect();
         all.push(ModuleWeights {
             path: module.path.clone(),
-            device: placement.generate,
+            device: generate_device(plan, module)?,
             bytes: tensors.iter().map(|(_, bytes)| bytes).sum(),
             types,
             tensors,

@@ -9,9 +9,9 @@ use ktx_kernels::linear::Precision;
 use ktx_models::ModelDescription;
 use ktx_ops::sizes::{made_of, sizes_of};
 use ktx_ops::spec::Spec;
-use ktx_ops::{Module, OpError, Role, WeightStore, registry};
+use ktx_ops::{Module, OpError, Role, WeightStore};
 
-use super::PROCESS_BYTES;
+use super::{PROCESS_BYTES, generate_device};
 use crate::engine::Settings;
 use crate::inject::is_whole;
 use crate::plan::Plan;
@@ -38,14 +38,7 @@ pub(crate) fn made(
     while let Some(module) = stack.pop() {
         let bytes = made_of(module, store);
         if bytes > 0 {
-            let placement =
-                plan.placement_at(&module.path, registry())
-                    .map_err(|e| OpError::Unfit {
-                        path: module.path.clone(),
-                        message: e.to_string(),
-                        location: None,
-                    })?;
-            *all.entry(placement.generate).or_default() += bytes;
+            *all.entry(generate_device(plan, module)?).or_default() += bytes;
         }
         if !is_whole(module, plan.entry(&module.path)) {
             stack.extend(&module.children);
