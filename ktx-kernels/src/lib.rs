@@ -1,7 +1,8 @@
-//! Arithmetic of ktx on plain slices: quantised matrix products, attention, normalisation, routing, and the thread pool they run on.
+//! Arithmetic of ktx on plain slices and on GPUs: quantised matrix products, attention, normalisation, routing, and the thread pool they run on.
 pub mod activation;
 pub mod attention;
 pub mod cpu;
+pub mod cuda;
 pub mod device;
 mod disjoint;
 pub mod gate;

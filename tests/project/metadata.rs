@@ -52,10 +52,18 @@ pub fn cargo() -> Command {
     Command::new(env!("CARGO"))
 }
 
-/// All packages of the workspace.
+/// All packages of the workspace that are published; maintainers' tools are not.
 pub fn packages() -> &'static [Package] {
     static PACKAGES: OnceLock<Vec<Package>> = OnceLock::new();
-    PACKAGES.get_or_init(|| metadata(&["--no-deps"]))
+    PACKAGES.get_or_init(|| {
+        let mut all = metadata(&["--no-deps"]);
+        all.retain(|package| {
+            package.json["publish"]
+                .as_array()
+                .is_none_or(|p| !p.is_empty())
+        });
+        all
+    })
 }
 
 /// All packages that are built on this machine, dependencies of any depth included.

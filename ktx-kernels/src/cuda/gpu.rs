@@ -1,0 +1,324 @@
+//! One GPU: its context, its stream, its kernels.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_int, c_void};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use cudarc::driver::sys::{
+    self, CUcontext, CUfunction, CUfunction_attribute_enum as FunctionAttribute, CUmodule, CUstream,
+};
+
+use super::artifacts;
+use super::error::{CudaError, cu};
+use super::probe::{self, GpuInfo};
+
+/// A GPU with its context and one stream, on which everything runs in order. Clones are the same GPU.
+#[derive(Clone)]
+pub struct Gpu {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    info: &'static GpuInfo,
+    device: sys::CUdevice,
+    context: CUcontext,
+    stream: CUstream,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<&'static str, Module>,
+    functions: HashMap<(&'static str, String), Function>,
+}
+
+struct Module(CUmodule);
+
+// SAFETY: handles of the driver may be used on any thread that makes the context current, which every
+// method does first; the maps are behind a lock.
+unsafe impl Send for Inner {}
+// SAFETY: as above.
+unsafe impl Sync for Inner {}
+
+/// A kernel on one GPU.
+#[derive(Debug, Clone, Copy)]
+pub struct Function {
+    handle: CUfunction,
+    index: u16,
+}
+
+// SAFETY: a handle of the driver, valid on any thread.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// How many blocks, how many threads each, how much dynamic shared memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+impl Launch {
+    /// A row of blocks without dynamic shared memory.
+    pub fn linear(blocks: usize, threads: u32) -> Self {
+        Self::grid([blocks, 1, 1], threads)
+    }
+
+    /// Blocks in three directions, threads in one.
+    pub fn grid(blocks: [usize; 3], threads: u32) -> Self {
+        Self {
+            grid: blocks.map(|b| u32::try_from(b).expect("a grid fits u32")),
+            block: [threads, 1, 1],
+            shared: 0,
+        }
+    }
+
+    /// The same with so many bytes of dynamic shared memory.
+    pub fn with_shared(self, bytes: usize) -> Self {
+        Self {
+            shared: u32::try_from(bytes).expect("shared memory fits u32"),
+            ..self
+        }
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub enum Arg {
+    /// An address on the GPU, or of pinned memory.
+    Ptr(u64),
+    /// `int`.
+    I32(i32),
+    /// `unsigned`.
+    U32(u32),
+    /// `unsigned long long`.
+    U64(u64),
+    /// `float`.
+    F32(f32),
+}
+
+impl Gpu {
+    /// The GPU of this number; a process opens each once.
+    ///
+    /// # Errors
+    /// What the probe finds missing, or what the driver refuses.
+    pub fn open(index: u16) -> Result<Self, CudaError> {
+        static OPEN: Mutex<Vec<(u16, Weak<Inner>)>> = Mutex::new(Vec::new());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = open.iter().find(|(i, _)| *i == index);
+        if let Some(inner) = known.and_then(|(_, weak)| weak.upgrade()) {
+            return Ok(Self { inner });
+        }
+        let info = probe::device(index)?;
+        let mut device = 0;
+        // SAFETY: the probe initialised the driver; writes one handle.
+        unsafe { cu!(cuDeviceGet(&mut device, c_int::from(index))) }?;
+        let mut context = std::ptr::null_mut();
+        // SAFETY: writes one handle, released when the last clone goes.
+        unsafe { cu!(cuDevicePrimaryCtxRetain(&mut context, device)) }?;
+        // SAFETY: the context was just retained.
+        unsafe { cu!(cuCtxSetCurrent(context)) }?;
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: writes one handle; 1 is CU_STREAM_NON_BLOCKING.
+        unsafe { cu!(cuStreamCreate(&mut stream, 1)) }?;
+        let inner = Arc::new(Inner {
+            info,
+            device,
+            context,
+            stream,
+            loaded: Mutex::default(),
+        });
+        open.retain(|(i, _)| *i != index);
+        open.push((index, Arc::downgrade(&inner)));
+        Ok(Self { inner })
+    }
+
+    /// The first GPU, for a test; without one says so on standard error and gives none.
+    pub fn for_tests() -> Option<Self> {
+        match Self::open(0) {
+            Ok(gpu) => Some(gpu),
+            Err(error) => {
+                let test = std::thread::current().name().unwrap_or("test").to_owned();
+                // The raw handle, because the harness hides what a passing test prints.
+                let line = format!("{test} ... skipped, no GPU: {error}\n");
+                std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).ok();
+                None
+            }
+        }
+    }
+
+    /// What is known of it.
+    pub fn info(&self) -> &'static GpuInfo {
+        self.inner.info
+    }
+
+    /// Its number.
+    pub fn index(&self) -> u16 {
+        self.inner.info.index
+    }
+
+    /// Compute capability as one number: 90 is 9.0.
+    pub fn compute(&self) -> u32 {
+        (self.inner.info.compute.0 * 10 + self.inner.info.compute.1) as u32
+    }
+
+    /// Bytes free and bytes in all.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn memory(&self) -> Result<(usize, usize), CudaError> {
+        self.bind()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two integers; the context is current.
+        unsafe { cu!(cuMemGetInfo_v2(&mut free, &mut total)) }?;
+        Ok((free, total))
+    }
+
+    /// Makes its context current on this thread.
+    pub(super) fn bind(&self) -> Result<(), CudaError> {
+        // SAFETY: the context lives as long as `inner`.
+        unsafe { cu!(cuCtxSetCurrent(self.inner.context)) }
+    }
+
+    pub(super) fn stream(&self) -> CUstream {
+        self.inner.stream
+    }
+
+    /// Waits until everything that was started is done.
+    ///
+    /// # Errors
+    /// What a kernel did wrong.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as `inner`.
+        unsafe { cu!(cuStreamSynchronize(self.inner.stream)) }
+    }
+
+    /// A kernel by its source file (`"linear/gemv"`) and name, loaded when it is first asked for.
+    ///
+    /// # Errors
+    /// [`CudaError::NoKernel`], or what the driver says of the file.
+    pub fn function(&self, module: &'static str, name: &str) -> Result<Function, CudaError> {
+        let mut loaded = self
+            .inner
+            .loaded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = loaded.functions.get(&(module, name.to_owned())) {
+            return Ok(*function);
+        }
+        let missing = || CudaError::NoKernel {
+            module,
+            function: name.to_owned(),
+        };
+        self.bind()?;
+        let handle = match loaded.modules.get(module) {
+            Some(module) => module.0,
+            None => {
+                let image =
+                    artifacts::image(module, self.inner.info.compute).ok_or_else(missing)?;
+                let mut handle = std::ptr::null_mut();
+                // SAFETY: a whole cubin, or PTX that ends with a zero; the driver copies it.
+                unsafe { cu!(cuModuleLoadData(&mut handle, image.as_ptr().cast())) }?;
+                loaded.modules.insert(module, Module(handle));
+                handle
+            }
+        };
+        let symbol = CString::new(name).map_err(|_| missing())?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the module is loaded in this context; the name ends with a zero.
+        unsafe { cu!(cuModuleGetFunction(&mut function, handle, symbol.as_ptr())) }
+            .map_err(|_| missing())?;
+        let most = c_int::try_from(self.inner.info.shared_per_block).unwrap_or(0);
+        let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // A kernel with much static shared memory cannot have all; a launch that needs more says so.
+        // SAFETY: sets an attribute of a function of this context.
+        let _ = unsafe { sys::cuFuncSetAttribute(function, attribute, most) };
+        let function = Function {
+            handle: function,
+            index: self.index(),
+        };
+        loaded.functions.insert((module, name.to_owned()), function);
+        Ok(function)
+    }
+
+    /// Starts a kernel on the stream. The call returns at once.
+    ///
+    /// # Errors
+    /// What the driver refuses. What the kernel does wrong shows at the next
+    /// [`synchronize`](Self::synchronize).
+    ///
+    /// # Safety
+    /// The arguments must be the kernel's, in number and types, and every address it follows must be
+    /// valid on this GPU for as long as the kernel runs.
+    ///
+    /// # Panics
+    /// If the function is another GPU's.
+    pub unsafe fn launch(
+        &self,
+        function: Function,
+        launch: Launch,
+        args: &[Arg],
+    ) -> Result<(), CudaError> {
+        assert_eq!(function.index, self.index(), "a kernel of another GPU");
+        self.bind()?;
+        let mut pointers = [std::ptr::null_mut::<c_void>(); 32];
+        assert!(args.len() <= pointers.len(), "at most 32 arguments");
+        for (pointer, arg) in pointers.iter_mut().zip(args) {
+            let value: *const c_void = match arg {
+                Arg::Ptr(v) | Arg::U64(v) => std::ptr::from_ref(v).cast(),
+                Arg::I32(v) => std::ptr::from_ref(v).cast(),
+                Arg::U32(v) => std::ptr::from_ref(v).cast(),
+                Arg::F32(v) => std::ptr::from_ref(v).cast(),
+            };
+            *pointer = value.cast_mut();
+        }
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        // SAFETY: the caller vouches for the arguments; the driver copies their values before it returns.
+        unsafe {
+            cu!(cuLaunchKernel(
+                function.handle,
+                gx,
+                gy,
+                gz,
+                bx,
+                by,
+                bz,
+                launch.shared,
+                self.inner.stream,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            ))
+        }
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gpu(cuda:{}, {})", self.index(), self.inner.info.name)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let loaded = self
+            .loaded
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the last clone is gone, so nothing uses these handles any more. An error here has
+        // nobody to hear it: the context may have died before.
+        unsafe {
+            sys::cuCtxSetCurrent(self.context);
+            for module in loaded.modules.values() {
+                sys::cuModuleUnload(module.0);
+            }
+            sys::cuStreamDestroy_v2(self.stream);
+            sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}

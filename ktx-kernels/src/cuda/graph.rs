@@ -1,0 +1,134 @@
+//! A captured sequence of kernels, and times on the GPU's own clock.
+
+use cudarc::driver::sys::{
+    self, CUevent, CUgraph, CUgraphExec, CUstreamCaptureMode_enum as CaptureMode,
+};
+
+use super::error::{CudaError, cu};
+use super::gpu::Gpu;
+
+/// What was started on a GPU's stream between [`Gpu::begin_capture`] and [`Gpu::end_capture`], to start
+/// again as a whole.
+pub struct Graph {
+    gpu: Gpu,
+    exec: CUgraphExec,
+}
+
+// SAFETY: a handle of the driver, used by one thread at a time through `&self` launches that the driver orders.
+unsafe impl Send for Graph {}
+
+impl Gpu {
+    /// From now on kernels are recorded and not run.
+    ///
+    /// # Errors
+    /// What the driver refuses.
+    pub fn begin_capture(&self) -> Result<(), CudaError> {
+        self.bind()?;
+        let mode = CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { cu!(cuStreamBeginCapture_v2(self.stream(), mode)) }
+    }
+
+    /// Ends the recording. Must follow [`begin_capture`](Self::begin_capture), after a failure too.
+    ///
+    /// # Errors
+    /// What the driver found wrong in the recording.
+    pub fn end_capture(&self) -> Result<Graph, CudaError> {
+        self.bind()?;
+        let mut graph: CUgraph = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        unsafe { cu!(cuStreamEndCapture(self.stream(), &mut graph)) }?;
+        let mut exec = std::ptr::null_mut();
+        // SAFETY: the graph was just recorded; it is no longer needed once there is an executable one.
+        let made = unsafe { cu!(cuGraphInstantiateWithFlags(&mut exec, graph, 0)) };
+        // SAFETY: as above.
+        unsafe { cu!(cuGraphDestroy(graph)) }?;
+        made?;
+        Ok(Graph {
+            gpu: self.clone(),
+            exec,
+        })
+    }
+}
+
+impl Graph {
+    /// Starts all of it on the stream.
+    ///
+    /// # Errors
+    /// What the driver refuses.
+    ///
+    /// # Safety
+    /// All memory that the recorded kernels use must still be there.
+    pub unsafe fn launch(&self) -> Result<(), CudaError> {
+        self.gpu.bind()?;
+        // SAFETY: the caller vouches for the memory.
+        unsafe { cu!(cuGraphLaunch(self.exec, self.gpu.stream())) }
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: the handle is this graph's alone.
+        unsafe {
+            let _ = self.gpu.bind();
+            sys::cuGraphExecDestroy(self.exec);
+        }
+    }
+}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Graph({:?})", self.gpu)
+    }
+}
+
+/// A moment in a GPU's stream.
+pub struct Event {
+    gpu: Gpu,
+    handle: CUevent,
+}
+
+impl Event {
+    /// The moment when everything started so far is done.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn record(gpu: &Gpu) -> Result<Self, CudaError> {
+        gpu.bind()?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        unsafe { cu!(cuEventCreate(&mut handle, 0)) }?;
+        let event = Self {
+            gpu: gpu.clone(),
+            handle,
+        };
+        // SAFETY: event and stream are of the same context.
+        unsafe { cu!(cuEventRecord(handle, gpu.stream())) }?;
+        Ok(event)
+    }
+
+    /// Milliseconds from an earlier moment to this one; waits for this one.
+    ///
+    /// # Errors
+    /// What the driver reports, and what a kernel before it did wrong.
+    pub fn milliseconds_since(&self, earlier: &Event) -> Result<f32, CudaError> {
+        self.gpu.bind()?;
+        let mut ms = 0.0;
+        // SAFETY: both events were recorded.
+        unsafe {
+            cu!(cuEventSynchronize(self.handle))?;
+            cu!(cuEventElapsedTime(&mut ms, earlier.handle, self.handle))?;
+        }
+        Ok(ms)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the handle is this event's alone.
+        unsafe {
+            let _ = self.gpu.bind();
+            sys::cuEventDestroy_v2(self.handle);
+        }
+    }
+}
