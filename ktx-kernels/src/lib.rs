@@ -14,7 +14,9 @@ pub mod moe;
 pub mod norm;
 pub mod pool;
 pub mod rope;
+pub mod rows;
 #[cfg(test)]
 mod testing;
+pub mod topk;
 pub mod workspace;
 mod zeroed;

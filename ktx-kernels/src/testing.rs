@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use crate::cuda::{DeviceBuffer, DeviceMatrix, Gpu};
 use crate::pool::ThreadPool;
 
 /// A small generator (SplitMix64), the same on every platform.
@@ -55,4 +56,35 @@ pub(crate) fn pools() -> Vec<ThreadPool> {
     [1, 2, 3, 5]
         .map(|threads| ThreadPool::new(NonZeroUsize::new(threads).unwrap()))
         .into()
+}
+
+/// A matrix on a GPU and the memory that holds it.
+pub(crate) struct GpuMatrix {
+    pub(crate) buffer: DeviceBuffer,
+    pub(crate) matrix: DeviceMatrix,
+}
+
+impl GpuMatrix {
+    /// A copy of `values`, `[rows, values.len() / rows]`.
+    pub(crate) fn of(gpu: &Gpu, rows: usize, values: &[f32]) -> Self {
+        let cols = values.len().checked_div(rows).unwrap_or(0);
+        let buffer = DeviceBuffer::upload(gpu, values).unwrap();
+        // SAFETY: the buffer holds the values and lives as long as the matrix is used.
+        let matrix = unsafe { DeviceMatrix::new(buffer.address(), rows, cols) };
+        Self { buffer, matrix }
+    }
+
+    /// A result's place, full of NaN.
+    pub(crate) fn poisoned(gpu: &Gpu, rows: usize, cols: usize) -> Self {
+        Self::of(gpu, rows, &vec![f32::NAN; rows * cols])
+    }
+
+    pub(crate) fn values(&self) -> Vec<f32> {
+        self.buffer.read(0, self.matrix.len()).unwrap()
+    }
+
+    /// The bits of the values.
+    pub(crate) fn bits(&self) -> Vec<u32> {
+        self.buffer.read(0, self.matrix.len()).unwrap()
+    }
 }

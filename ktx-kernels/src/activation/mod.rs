@@ -9,7 +9,10 @@
 
 #[cfg(test)]
 mod cases;
+pub mod cuda;
 pub(crate) mod exp;
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 pub(crate) mod reference;
 #[cfg(test)]

@@ -7,6 +7,9 @@
 
 #[cfg(test)]
 mod cases;
+pub mod cuda;
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
