@@ -12,6 +12,7 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use crate::cuda::{CudaError, DeviceBuffer, Gpu};
 use crate::zeroed::{Refusal, zeroed};
 
 /// Positions in one page.
@@ -70,6 +71,9 @@ pub enum KvError {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// A GPU refused the memory.
+    #[error("KV cache: {0}")]
+    Cuda(#[from] CudaError),
 }
 
 /// One sequence of a batch: where its positions live and which of them this call computes.
@@ -156,6 +160,21 @@ impl<'a> KvSlice<'a> {
 enum Storage {
     F16(Vec<f16>),
     F32(Vec<f32>),
+    Gpu(DeviceBuffer, KvType),
+}
+
+const ON_GPU: &str = "a KV cache on a GPU was to be used on the host";
+
+fn elements(k_width: usize, v_width: usize, pages: usize) -> Result<usize, KvError> {
+    k_width
+        .checked_add(v_width)
+        .and_then(|row| row.checked_mul(PAGE_TOKENS))
+        .and_then(|page| page.checked_mul(pages))
+        .ok_or(KvError::TooLarge {
+            pages,
+            k_width,
+            v_width,
+        })
 }
 
 /// Keys and values of one layer, for all pages of the pool.
@@ -178,15 +197,7 @@ impl LayerKv {
         v_width: usize,
         pages: usize,
     ) -> Result<LayerKv, KvError> {
-        let elements = k_width
-            .checked_add(v_width)
-            .and_then(|row| row.checked_mul(PAGE_TOKENS))
-            .and_then(|page| page.checked_mul(pages))
-            .ok_or(KvError::TooLarge {
-                pages,
-                k_width,
-                v_width,
-            })?;
+        let elements = elements(k_width, v_width, pages)?;
         let refused = |refusal| match refusal {
             Refusal::TooLarge => KvError::TooLarge {
                 pages,
@@ -207,11 +218,46 @@ impl LayerKv {
         })
     }
 
+    /// The same in a GPU's memory, for its kernels alone.
+    ///
+    /// # Errors
+    /// [`KvError::TooLarge`] if the size overflows, [`KvError::Cuda`] if the GPU refuses it.
+    pub fn on_gpu(
+        gpu: &Gpu,
+        kv_type: KvType,
+        k_width: usize,
+        v_width: usize,
+        pages: usize,
+    ) -> Result<LayerKv, KvError> {
+        let bytes = elements(k_width, v_width, pages)?
+            .checked_mul(kv_type.element_bytes())
+            .ok_or(KvError::TooLarge {
+                pages,
+                k_width,
+                v_width,
+            })?;
+        Ok(LayerKv {
+            storage: Storage::Gpu(DeviceBuffer::zeroed(gpu, bytes)?, kv_type),
+            k_width,
+            v_width,
+            pages,
+        })
+    }
+
+    /// The memory, if it is a GPU's.
+    pub fn device(&self) -> Option<&DeviceBuffer> {
+        match &self.storage {
+            Storage::Gpu(buffer, _) => Some(buffer),
+            _ => None,
+        }
+    }
+
     /// Element type.
     pub fn kv_type(&self) -> KvType {
         match self.storage {
             Storage::F16(_) => KvType::F16,
             Storage::F32(_) => KvType::F32,
+            Storage::Gpu(_, kv_type) => kv_type,
         }
     }
 
@@ -254,6 +300,7 @@ impl LayerKv {
         match &self.storage {
             Storage::F16(data) => KvSlice::F16(&data[start..start + len]),
             Storage::F32(data) => KvSlice::F32(&data[start..start + len]),
+            Storage::Gpu(..) => panic!("{ON_GPU}"),
         }
     }
 
@@ -294,6 +341,7 @@ impl LayerKv {
                 data[k_start..k_start + k.len()].copy_from_slice(k);
                 data[v_start..v_start + v.len()].copy_from_slice(v);
             }
+            Storage::Gpu(..) => panic!("{ON_GPU}"),
         }
     }
 
@@ -351,6 +399,7 @@ impl LayerKv {
         match &mut self.storage {
             Storage::F16(data) => data.copy_within(from..from + len, to),
             Storage::F32(data) => data.copy_within(from..from + len, to),
+            Storage::Gpu(..) => panic!("{ON_GPU}"),
         }
     }
 }

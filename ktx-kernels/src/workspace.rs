@@ -7,7 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::device::Device;
+use crate::cuda::{
+    CudaError, DeviceBuffer, DeviceMatrix, Gpu, PinnedBuffer, StepInputs, StepValues, StepView,
+};
+use crate::device::{Device, DeviceKind};
 use ktx_gguf::GgmlType;
 
 use crate::linear::{Activations, LinearError, Precision};
@@ -107,6 +110,9 @@ pub enum WorkspaceError {
         /// Values asked for.
         wanted: usize,
     },
+    /// A GPU refused it.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The system refused it.
     #[error("no memory for {values} activations on {device}; use a smaller context or chunk size")]
     OutOfMemory {
@@ -117,10 +123,50 @@ pub enum WorkspaceError {
     },
 }
 
+/// Where the values of a device lie.
+enum Memory {
+    /// Main memory.
+    Host(Vec<f32>),
+    /// Main memory that GPUs read and write too.
+    Pinned(PinnedBuffer),
+    /// A GPU's memory, and what changes there from step to step.
+    Gpu(DeviceBuffer, Box<StepInputs>),
+}
+
+impl Memory {
+    fn values(&self) -> usize {
+        match self {
+            Memory::Host(values) => values.len(),
+            Memory::Pinned(buffer) => buffer.bytes() / size_of::<f32>(),
+            Memory::Gpu(buffer, _) => buffer.bytes() / size_of::<f32>(),
+        }
+    }
+
+    /// The address of the first value, for a GPU; none where no GPU reaches it.
+    fn address(&self) -> Option<u64> {
+        match self {
+            Memory::Host(_) => None,
+            Memory::Pinned(buffer) => Some(buffer.address()),
+            Memory::Gpu(buffer, _) => Some(buffer.address()),
+        }
+    }
+}
+
 struct Stack {
     device: Device,
-    memory: Vec<f32>,
+    memory: Memory,
     used: usize,
+}
+
+/// The largest step, as far as GPUs must know it beforehand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepCapacity {
+    /// Rows in one step.
+    pub rows: usize,
+    /// Sequences in one step.
+    pub sequences: usize,
+    /// Pages of one sequence.
+    pub pages: usize,
 }
 
 /// How much of a workspace was in use at some moment; see [`Workspace::mark`].
@@ -164,6 +210,12 @@ pub struct Workspace {
     transfers: BTreeMap<(Device, Device), Transfers>,
     prepared: Option<Prepared>,
     activations: Activations,
+    /// GPUs that may still read main memory.
+    reading: Vec<Gpu>,
+    /// What went wrong on a GPU since it was last asked for.
+    fault: Option<CudaError>,
+    /// Whether what is started on a GPU is recorded, to be started again later.
+    is_recording: bool,
 }
 
 impl Workspace {
@@ -173,7 +225,8 @@ impl Workspace {
     /// Beyond any memory, and far from overflowing.
     const MAX_VALUES: usize = 1 << 48;
 
-    /// A workspace of `values` f32 on each of these devices; the system commits what is used.
+    /// A workspace of `values` f32 on each of these devices, all in main memory; the system commits what
+    /// is used.
     ///
     /// # Errors
     /// [`WorkspaceError::OutOfMemory`] if the system refuses it.
@@ -182,17 +235,50 @@ impl Workspace {
     /// If more than [`Self::MAX_DEVICES`] devices are named, or one that is not the host's memory.
     pub fn new(devices: &[Device], values: usize) -> Result<Self, WorkspaceError> {
         assert!(
+            devices.iter().all(|d| d.is_cpu()),
+            "a host workspace serves host devices"
+        );
+        let none = StepCapacity {
+            rows: 0,
+            sequences: 0,
+            pages: 0,
+        };
+        Self::with_gpus(devices, values, none)
+    }
+
+    /// A workspace of `values` f32 on each of these devices, GPUs among them. With a GPU, main memory is
+    /// pinned, so that copies go at full speed.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::OutOfMemory`] if the system refuses it, [`WorkspaceError::Cuda`] if a GPU does.
+    ///
+    /// # Panics
+    /// If more than [`Self::MAX_DEVICES`] devices are named.
+    pub fn with_gpus(
+        devices: &[Device],
+        values: usize,
+        steps: StepCapacity,
+    ) -> Result<Self, WorkspaceError> {
+        assert!(
             devices.len() <= Self::MAX_DEVICES,
             "at most {} devices",
             Self::MAX_DEVICES
         );
-        assert!(
-            devices.iter().all(|d| d.is_cpu()),
-            "a host workspace serves host devices"
-        );
-        let stack = |&device| {
-            let memory =
-                zeroed(values).map_err(|_| WorkspaceError::OutOfMemory { device, values })?;
+        let first_gpu = devices.iter().find(|d| d.kind() == DeviceKind::Cuda);
+        let pinning = first_gpu.map(|d| Gpu::open(d.index())).transpose()?;
+        let stack = |&device: &Device| {
+            let refused = |_| WorkspaceError::OutOfMemory { device, values };
+            let bytes = values.checked_mul(size_of::<f32>());
+            let bytes = bytes.ok_or(WorkspaceError::OutOfMemory { device, values });
+            let memory = match (device.kind(), &pinning) {
+                (DeviceKind::Cuda, _) => {
+                    let gpu = Gpu::open(device.index())?;
+                    let memory = DeviceBuffer::zeroed(&gpu, bytes?)?;
+                    Memory::Gpu(memory, Box::new(StepInputs::new(&gpu, steps)?))
+                }
+                (_, Some(gpu)) => Memory::Pinned(PinnedBuffer::new(gpu, bytes?)?),
+                (_, None) => Memory::Host(zeroed(values).map_err(refused)?),
+            };
             Ok(Stack {
                 device,
                 memory,
@@ -200,10 +286,16 @@ impl Workspace {
             })
         };
         Ok(Self {
-            stacks: devices.iter().map(stack).collect::<Result<_, _>>()?,
+            stacks: devices
+                .iter()
+                .map(stack)
+                .collect::<Result<_, WorkspaceError>>()?,
             transfers: BTreeMap::new(),
             prepared: None,
             activations: Activations::default(),
+            reading: Vec::new(),
+            fault: None,
+            is_recording: false,
         })
     }
 
@@ -231,10 +323,10 @@ impl Workspace {
                 wanted,
             });
         };
-        if wanted > stack.memory.len() - stack.used {
+        if wanted > stack.memory.values() - stack.used {
             return Err(WorkspaceError::Exhausted {
                 device,
-                capacity: stack.memory.len(),
+                capacity: stack.memory.values(),
                 used: stack.used,
                 wanted,
             });
@@ -271,14 +363,150 @@ impl Workspace {
         self.prepared = None;
     }
 
-    /// The values behind a handle.
+    /// The values behind a handle into main memory.
+    ///
+    /// # Panics
+    /// If it is a GPU's; [`moved`](Self::moved) brings it here.
     pub fn read(&self, act: Act) -> &[f32] {
-        let stack = self
-            .stacks
+        let values: &[f32] = match &self.stack(act.device).memory {
+            Memory::Host(values) => values,
+            Memory::Pinned(buffer) => buffer.as_slice(),
+            Memory::Gpu(..) => panic!("values on {} were to be read on the host", act.device),
+        };
+        &values[act.offset..act.end()]
+    }
+
+    fn stack(&self, device: Device) -> &Stack {
+        self.stacks
             .iter()
-            .find(|s| s.device == act.device)
-            .expect("a handle comes from this workspace");
-        &stack.memory[act.offset..act.end()]
+            .find(|s| s.device == device)
+            .expect("a handle comes from this workspace")
+    }
+
+    /// The GPU that a device of this workspace is; none if it is the host.
+    pub fn gpu(&self, device: Device) -> Option<&Gpu> {
+        match &self.stack(device).memory {
+            Memory::Gpu(buffer, _) => Some(buffer.gpu()),
+            _ => None,
+        }
+    }
+
+    /// A GPU's handle as its kernels take it.
+    ///
+    /// # Panics
+    /// If no GPU reaches it: it is main memory of a workspace without GPUs.
+    pub fn matrix(&self, act: Act) -> DeviceMatrix {
+        let memory = &self.stack(act.device).memory;
+        let start = memory
+            .address()
+            .expect("a GPU's kernel takes what a GPU reaches");
+        assert!(
+            act.end() <= memory.values(),
+            "a handle comes from this workspace"
+        );
+        let address = start + (act.offset * size_of::<f32>()) as u64;
+        // SAFETY: the range lies inside the stack's memory (checked above), which lives as long as the
+        // workspace; kernels that use it run before the workspace is dropped, which waits for them.
+        unsafe { DeviceMatrix::new(address, act.rows, act.cols) }
+    }
+
+    /// What changes from step to step, on a GPU.
+    ///
+    /// # Panics
+    /// If the device is no GPU of this workspace.
+    pub fn step(&self, device: Device) -> StepView {
+        match &self.stack(device).memory {
+            Memory::Gpu(_, inputs) => inputs.view(),
+            _ => panic!("{device} is no GPU"),
+        }
+    }
+
+    /// Tells the GPUs what this step's tokens are. All that the step before started must be done.
+    ///
+    /// # Errors
+    /// What a GPU refuses.
+    pub fn begin_step(&mut self, values: &StepValues<'_>) -> Result<(), WorkspaceError> {
+        for stack in &mut self.stacks {
+            if let Memory::Gpu(_, inputs) = &mut stack.memory {
+                inputs.upload(values)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for all GPUs.
+    ///
+    /// # Errors
+    /// What went wrong on one since this was last asked.
+    pub fn synchronize(&mut self) -> Result<(), WorkspaceError> {
+        self.reading.clear();
+        for stack in &self.stacks {
+            if let Memory::Gpu(buffer, _) = &stack.memory {
+                buffer.gpu().synchronize()?;
+            }
+        }
+        match self.fault.take() {
+            Some(fault) => Err(fault.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// From now on copies between main memory and a GPU are kernels, which can be recorded; nothing is
+    /// waited for.
+    pub fn set_recording(&mut self, is_recording: bool) {
+        self.is_recording = is_recording;
+    }
+
+    /// Whether copies are recorded.
+    pub fn is_recording(&self) -> bool {
+        self.is_recording
+    }
+
+    /// Main memory is about to be written: GPUs that still read it are waited for.
+    fn before_host_write(&mut self) {
+        if self.is_recording {
+            return;
+        }
+        for gpu in self.reading.drain(..) {
+            if let Err(fault) = gpu.synchronize() {
+                self.fault.get_or_insert(fault);
+            }
+        }
+    }
+
+    /// A copy that a GPU does.
+    fn copy_by_gpu(&mut self, from: Act, to: Act) -> Result<(), CudaError> {
+        let (source, target) = (self.gpu(from.device).cloned(), self.gpu(to.device).cloned());
+        let (x, y) = (self.matrix(from), self.matrix(to));
+        let bytes = from.len() * size_of::<f32>();
+        if bytes == 0 {
+            return Ok(());
+        }
+        let gpu = target
+            .as_ref()
+            .or(source.as_ref())
+            .expect("one of two is a GPU");
+        if self.is_recording {
+            return crate::cuda::copy_by_kernel(gpu, x, y);
+        }
+        let between = source.as_ref().filter(|s| s.index() != gpu.index());
+        if let Some(source) = between {
+            gpu.wait_for(source)?;
+        }
+        // SAFETY: both ranges are this workspace's memory (`matrix` checks), which lives on.
+        unsafe { crate::cuda::copy_async(gpu, y.address(), x.address(), bytes) }?;
+        match (&source, &target) {
+            (Some(_), None) => gpu.synchronize()?,
+            (None, Some(_)) if !self.reading.iter().any(|g| g.index() == gpu.index()) => {
+                self.reading.push(gpu.clone());
+            }
+            _ => {}
+        }
+        match between {
+            // The source is not written over before it was read.
+            Some(source) => source.wait_for(gpu),
+            None => Ok(()),
+        }
     }
 
     /// The values behind a handle, to write.
@@ -309,6 +537,9 @@ impl Workspace {
                 self.prepared = None;
             }
         }
+        if M > 0 {
+            self.before_host_write();
+        }
         slices(&mut self.stacks, inputs, outputs)
     }
 
@@ -322,7 +553,18 @@ impl Workspace {
             (to.rows, to.cols),
             "a copy keeps the shape"
         );
-        if from != to {
+        if from == to {
+            return;
+        }
+        if self.gpu(from.device).is_some() || self.gpu(to.device).is_some() {
+            if self.gpu(to.device).is_none() {
+                self.before_host_write();
+                self.prepared = self.prepared.filter(|p| !p.act.overlaps(to));
+            }
+            if let Err(fault) = self.copy_by_gpu(from, to) {
+                self.fault.get_or_insert(fault);
+            }
+        } else {
             let ([x], [y]) = self.views([from], [to]);
             y.copy_from_slice(x);
         }
@@ -389,8 +631,16 @@ impl Workspace {
                 self.prepared = None;
             }
         }
+        self.before_host_write();
         let ([], outs) = slices(&mut self.stacks, [], outputs);
         Ok((&self.activations, outs))
+    }
+}
+
+impl Drop for Workspace {
+    /// Kernels may still use the memory.
+    fn drop(&mut self) {
+        let _ = self.synchronize();
     }
 }
 
@@ -406,10 +656,15 @@ fn slices<const N: usize, const M: usize>(
             .find(|s| s.device == act.device)
             .expect("a handle comes from this workspace");
         assert!(
-            act.end() <= stack.memory.len(),
+            act.end() <= stack.memory.values(),
             "a handle comes from this workspace"
         );
-        stack.memory.as_mut_ptr().wrapping_add(act.offset)
+        let start = match &mut stack.memory {
+            Memory::Host(values) => values.as_mut_ptr(),
+            Memory::Pinned(buffer) => buffer.as_mut_slice().as_mut_ptr(),
+            Memory::Gpu(..) => panic!("values on {} were to be used on the host", act.device),
+        };
+        start.wrapping_add(act.offset)
     };
     // SAFETY: each range lies inside its stack's memory (asserted in `base`), which `stacks` borrows
     // mutably for as long as the slices live; the callers checked that no written range overlaps another.

@@ -82,6 +82,19 @@ impl std::fmt::Debug for Graph {
     }
 }
 
+impl Gpu {
+    /// What is started here from now on runs after all that was started on `other` before.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn wait_for(&self, other: &Gpu) -> Result<(), CudaError> {
+        let passed = Event::record(other)?;
+        self.bind()?;
+        // SAFETY: stream and event live through the call; the driver keeps what it needs of the event.
+        unsafe { cu!(cuStreamWaitEvent(self.stream(), passed.handle, 0)) }
+    }
+}
+
 /// A moment in a GPU's stream.
 pub struct Event {
     gpu: Gpu,

@@ -11,14 +11,18 @@ mod artifacts;
 pub mod error;
 mod gpu;
 mod graph;
+mod handover;
 mod memory;
 mod probe;
+mod step;
 
 pub use error::CudaError;
 pub use gpu::{Arg, Function, Gpu, Launch};
 pub use graph::{Event, Graph};
+pub use handover::{Handover, copy_by_kernel};
 pub use memory::{DeviceBuffer, PinnedBuffer, copy_async};
 pub use probe::{Driver, GpuInfo, device, driver};
+pub use step::{StepInputs, StepValues, StepView};
 
 /// A matrix of f32 on a GPU: an address and a shape. Whoever makes one answers for the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,6 +16,20 @@ static COMPILED: &[Compiled] = &[
         ptx: include_bytes!("activation_activation.ptx.z"),
     },
     Compiled {
+        module: "cuda/handover",
+        cubins: &[
+            (70, include_bytes!("cuda_handover.70.z")),
+            (75, include_bytes!("cuda_handover.75.z")),
+            (80, include_bytes!("cuda_handover.80.z")),
+            (86, include_bytes!("cuda_handover.86.z")),
+            (89, include_bytes!("cuda_handover.89.z")),
+            (90, include_bytes!("cuda_handover.90a.z")),
+            (100, include_bytes!("cuda_handover.100.z")),
+            (120, include_bytes!("cuda_handover.120.z")),
+        ],
+        ptx: include_bytes!("cuda_handover.ptx.z"),
+    },
+    Compiled {
         module: "gate/gate",
         cubins: &[
             (70, include_bytes!("gate_gate.70.z")),
@@ -90,6 +104,7 @@ static COMPILED: &[Compiled] = &[
 #[cfg(test)]
 static SOURCES: &[(&str, u64)] = &[
     ("activation/activation.cu", 0xa4a4e5bb28d4b8d8),
+    ("cuda/handover.cu", 0x3f838a029a56e2f9),
     ("gate/gate.cu", 0x2b19c23c9e5bb2b0),
     ("norm/norm.cu", 0xaf6004a2bef2a643),
     ("rope/rope.cu", 0x5ef4a20f1674bb92),
