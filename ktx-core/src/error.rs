@@ -176,6 +176,9 @@ pub enum EngineError {
         /// Its number.
         id: u32,
     },
+    /// The system refused a thread.
+    #[error("no thread could be started: {0}")]
+    Thread(std::io::Error),
     /// A file.
     #[error("{}: {source}", path.display())]
     Io {

@@ -32,6 +32,7 @@ pub mod placement;
 pub mod plan;
 pub mod rules;
 pub mod sampling;
+pub mod serving;
 pub mod session;
 pub mod tokenizer;
 pub mod weights;

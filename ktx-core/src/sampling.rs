@@ -1,5 +1,7 @@
 //! From logits to a token: penalties, temperature, truncation, and a draw that a seed decides.
 
+use std::collections::BTreeMap;
+
 use crate::tokenizer::TokenId;
 
 /// How the next token is chosen. Steps are applied in the order of the fields.
@@ -10,6 +12,12 @@ pub struct SamplingParams {
     pub repeat_penalty: f32,
     /// How many of the last tokens count for the penalty.
     pub repeat_last_n: usize,
+    /// Taken from a token's logit for each time that it was generated already; 0 switches it off.
+    pub frequency_penalty: f32,
+    /// Taken from the logits of tokens that were generated already; 0 switches it off.
+    pub presence_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(TokenId, f32)>,
     /// Divides the logits; 0 takes the best token always.
     pub temperature: f32,
     /// Only this many of the best tokens stay; 0 switches it off.
@@ -27,6 +35,9 @@ impl Default for SamplingParams {
         Self {
             repeat_penalty: 1.0,
             repeat_last_n: 64,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
             temperature: 0.6,
             top_k: 0,
             top_p: 0.95,
@@ -89,7 +100,15 @@ impl SamplingParams {
             self.repeat_penalty,
             self.repeat_penalty > 0.0,
             "it must be above 0",
-        )
+        )?;
+        for (name, value) in [
+            ("frequency_penalty", self.frequency_penalty),
+            ("presence_penalty", self.presence_penalty),
+        ] {
+            check(name, value, true, "it must be a number")?;
+        }
+        let mut biases = self.logit_bias.iter();
+        biases.try_for_each(|(_, bias)| check("logit_bias", *bias, true, "it must be a number"))
     }
 }
 
@@ -125,7 +144,23 @@ impl Sampler {
 
     /// The next token, from its logits `[vocab]` and the tokens before it. Ties go to the lower id.
     pub fn sample(&mut self, logits: &mut [f32], history: &[TokenId]) -> TokenId {
+        self.choose(logits, history, &[], None)
+    }
+
+    /// As [`sample`](Self::sample), where `generated` tokens are penalised and only those of `allowed`
+    /// can be chosen.
+    pub fn choose(
+        &mut self,
+        logits: &mut [f32],
+        history: &[TokenId],
+        generated: &[TokenId],
+        allowed: Option<&TokenSet>,
+    ) -> TokenId {
         self.penalise(logits, history);
+        self.shift(logits, generated);
+        if let Some(allowed) = allowed {
+            allowed.restrict(logits);
+        }
         if self.params.temperature == 0.0 {
             return TokenId(argmax(logits) as u32);
         }
@@ -154,6 +189,27 @@ impl Sampler {
                 } else {
                     *logit * penalty
                 };
+            }
+        }
+    }
+
+    /// Penalties that are subtracted, and biases.
+    fn shift(&self, logits: &mut [f32], generated: &[TokenId]) {
+        let (frequency, presence) = (self.params.frequency_penalty, self.params.presence_penalty);
+        if frequency != 0.0 || presence != 0.0 {
+            let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+            for token in generated {
+                *counts.entry(token.0).or_default() += 1;
+            }
+            for (id, count) in counts {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit -= frequency * count as f32 + presence;
+                }
+            }
+        }
+        for (id, bias) in &self.params.logit_bias {
+            if let Some(logit) = logits.get_mut(id.0 as usize) {
+                *logit += bias;
             }
         }
     }
@@ -217,6 +273,104 @@ impl Sampler {
             }
         }
         TokenId(self.candidates.last().map_or(0, |c| c.id))
+    }
+}
+
+/// A set of tokens, one bit for each of the vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenSet {
+    words: Vec<u64>,
+}
+
+impl TokenSet {
+    /// The empty set of a vocabulary.
+    pub fn new(vocab_size: usize) -> Self {
+        Self {
+            words: vec![0; vocab_size.div_ceil(64)],
+        }
+    }
+
+    /// Removes all.
+    pub fn clear(&mut self) {
+        self.words.fill(0);
+    }
+
+    /// Adds a token; one outside of the vocabulary is left out.
+    pub fn insert(&mut self, token: TokenId) {
+        if let Some(word) = self.words.get_mut(token.0 as usize / 64) {
+            *word |= 1 << (token.0 % 64);
+        }
+    }
+
+    /// Whether a token is in it.
+    pub fn contains(&self, token: TokenId) -> bool {
+        let word = self.words.get(token.0 as usize / 64);
+        word.is_some_and(|word| word >> (token.0 % 64) & 1 == 1)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.words.iter().map(|w| w.count_ones() as usize).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
+    /// Makes all other tokens impossible.
+    fn restrict(&self, logits: &mut [f32]) {
+        for (i, chunk) in logits.chunks_mut(64).enumerate() {
+            let word = self.words.get(i).copied().unwrap_or(0);
+            for (bit, logit) in chunk.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+/// The natural logarithms of some tokens' probabilities.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogProbabilities {
+    /// That of the token that was chosen.
+    pub chosen: f32,
+    /// The likeliest tokens, best first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+impl LogProbabilities {
+    /// Of a chosen token and the `top` likeliest ones, from logits `[vocab]` as the model gives them.
+    pub fn of(logits: &[f32], chosen: TokenId, top: usize) -> Self {
+        let best = logits.get(argmax(logits)).copied().unwrap_or(0.0);
+        let sum: f64 = logits
+            .iter()
+            .filter(|l| l.is_finite())
+            .map(|l| f64::from(l - best).exp())
+            .sum();
+        let normaliser = f64::from(best) + sum.ln();
+        let of = |logit: f32| (f64::from(logit) - normaliser) as f32;
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+        let order = |a: &u32, b: &u32| {
+            let logit = |id: u32| match logits[id as usize] {
+                nan if nan.is_nan() => f32::NEG_INFINITY,
+                logit => logit,
+            };
+            logit(*b).total_cmp(&logit(*a)).then(a.cmp(b))
+        };
+        if top > 0 && top < ids.len() {
+            ids.select_nth_unstable_by(top - 1, order);
+        }
+        ids.truncate(top);
+        ids.sort_unstable_by(order);
+        Self {
+            chosen: logits.get(chosen.0 as usize).map_or(f32::MIN, |l| of(*l)),
+            top: ids
+                .into_iter()
+                .map(|id| (TokenId(id), of(logits[id as usize])))
+                .collect(),
+        }
     }
 }
 

@@ -313,6 +313,14 @@ pub trait KModule: Send + Sync {
         Vec::new()
     }
 
+    /// Whether a row's result is the same in both phases, its children's included: then prompts and
+    /// generated tokens can share a call.
+    fn same_in_both_phases(&self) -> bool {
+        let children = self.children();
+        self.device(Phase::Prefill) == self.device(Phase::Generate)
+            && children.iter().all(|child| child.same_in_both_phases())
+    }
+
     /// Values of f32 that one call takes of the workspace at most, its children's calls included.
     fn scratch(&self, capacity: Capacity) -> usize {
         let _ = capacity;

@@ -13,6 +13,7 @@ mod perplexity;
 mod placement;
 mod rule_files;
 mod run;
+mod serving;
 mod smollm2;
 mod synthetic;
 mod tiny;

@@ -63,6 +63,10 @@ impl Engine {
         EngineBuilder::default()
     }
 
+    pub(crate) fn inner(&self) -> Arc<Inner> {
+        Arc::clone(&self.inner)
+    }
+
     /// A new conversation or text, with nothing in it.
     pub fn session(&self) -> Session {
         Session::new(Arc::clone(&self.inner))

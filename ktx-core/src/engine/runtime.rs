@@ -231,6 +231,27 @@ impl Runtime {
         self.free_pages.extend(pages);
     }
 
+    /// Pages that nobody holds.
+    pub(crate) fn free_pages(&self) -> usize {
+        self.free_pages.len()
+    }
+
+    /// Pages in all.
+    pub(crate) fn pages(&self) -> usize {
+        self.kv.first().map_or(0, LayerKv::pages)
+    }
+
+    /// The host's threads.
+    pub(crate) fn pool(&self) -> &ThreadPool {
+        &self.pool
+    }
+
+    /// Whether prompts and generated tokens can share a step: each row's result is then the same.
+    pub(crate) fn phases_are_one(&self) -> bool {
+        let (model, head) = (&self.parts.model, &self.parts.head);
+        model.same_in_both_phases() && head.same_in_both_phases()
+    }
+
     /// Prompts of more tokens than this are read layer by layer.
     pub(crate) fn layerwise_above(&self) -> Option<usize> {
         self.parts.model.layerwise().map(Layerwise::threshold)

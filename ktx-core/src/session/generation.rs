@@ -192,7 +192,9 @@ impl<'s> Generation<'s> {
             self.decode(token)?;
         }
         let mut logits = std::mem::take(&mut self.logits);
-        let token = self.sampler.sample(&mut logits, &self.session.tokens);
+        let token = self
+            .sampler
+            .choose(&mut logits, &self.session.tokens, &self.generated, None);
         self.logits = logits;
         self.statistics.generated_tokens += 1;
         match self.statistics.generated_tokens {

@@ -480,6 +480,10 @@ impl KModule for KDeepseekV2Attention {
         all
     }
 
+    fn same_in_both_phases(&self) -> bool {
+        self.absorb_for_prefill && self.children().iter().all(|c| c.same_in_both_phases())
+    }
+
     fn children_mut(&mut self) -> Vec<&mut dyn KModule> {
         let mut all: Vec<&mut dyn KModule> = match &mut self.query {
             Query::Direct(proj) => vec![proj.as_mut()],

@@ -90,6 +90,15 @@ impl KModule for KTransformersLinear {
             .collect()
     }
 
+    fn same_in_both_phases(&self) -> bool {
+        let generate = &self.generate;
+        let same = self.prefill.as_ref().is_none_or(|prefill| {
+            prefill.class_path() == generate.class_path()
+                && prefill.device(Phase::Prefill) == generate.device(Phase::Generate)
+        });
+        same && generate.same_in_both_phases()
+    }
+
     fn scratch(&self, capacity: Capacity) -> usize {
         largest_scratch(self.children(), capacity)
     }
