@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use ktx_core::serving::{
-    EndTokens, Event, EventStream, Finished, PrefixSharing, Request, Scheduler, SchedulerSettings,
-    SubmitError, stream,
+    Batching, EndTokens, Event, EventStream, Finished, PrefixSharing, Request, Scheduler,
+    SchedulerSettings, SubmitError, stream,
 };
 use ktx_core::{Engine, FinishReason, GenerateOptions, SamplingParams, TokenId};
 
@@ -84,6 +84,24 @@ fn answer(events: EventStream) -> (Vec<TokenId>, Finished) {
     panic!("the stream has no end");
 }
 
+fn fastest() -> SchedulerSettings {
+    SchedulerSettings {
+        batching: Batching::Fastest,
+        ..SchedulerSettings::default()
+    }
+}
+
+#[test]
+fn a_request_alone_gets_what_a_session_gives() {
+    let engine = engine(512, 12, 96);
+    let scheduler = scheduler(&engine, fastest());
+    for (i, length) in [1, 40, 150, 300].into_iter().enumerate() {
+        let prompt = prompt(&engine, i as u32, length);
+        let (tokens, _) = answer(ask(&scheduler, &prompt, 7, 30));
+        assert_eq!(tokens, alone(&engine, &prompt, 7, 30), "{length} tokens");
+    }
+}
+
 #[test]
 fn many_requests_at_once_get_what_each_gets_alone() {
     let engine = engine(512, 12, 96);
@@ -98,16 +116,13 @@ fn many_requests_at_once_get_what_each_gets_alone() {
         .enumerate()
         .map(|(i, p)| ask(&scheduler, p, i as u64, 20 + i))
         .collect();
-    for (i, (events, prompt)) in streams.into_iter().zip(&prompts).enumerate() {
-        let (tokens, finished) = answer(events);
-        assert_eq!(
-            tokens,
-            alone(&engine, prompt, i as u64, 20 + i),
-            "request {i}"
-        );
+    let together: Vec<_> = streams.into_iter().map(answer).collect();
+    assert!(scheduler.metrics().steps < 100, "they shared steps");
+    for (i, ((tokens, finished), prompt)) in together.into_iter().zip(&prompts).enumerate() {
+        let (alone, _) = answer(ask(&scheduler, prompt, i as u64, 20 + i));
+        assert_eq!(tokens, alone, "request {i}");
         assert_eq!(finished.usage.prompt_tokens, prompt.len());
     }
-    assert!(scheduler.metrics().steps < 200, "they shared steps");
 }
 
 #[test]
@@ -149,37 +164,42 @@ fn a_common_beginning_is_read_once_and_changes_nothing() {
         .enumerate()
         .map(|(i, p)| ask(&scheduler, p, i as u64, 10))
         .collect();
-    let mut cached = Vec::new();
-    for (i, (events, prompt)) in streams.into_iter().zip(&prompts).enumerate() {
-        let (tokens, finished) = answer(events);
-        assert_eq!(tokens, alone(&engine, prompt, i as u64, 10), "request {i}");
-        cached.push(finished.usage.cached_tokens);
-    }
+    let together: Vec<_> = streams.into_iter().map(answer).collect();
+    let cached: Vec<_> = together
+        .iter()
+        .map(|(_, finished)| finished.usage.cached_tokens)
+        .collect();
     assert_eq!(cached, [0, 3 * PAGE, 3 * PAGE, 3 * PAGE]);
-    // What was generated is shared as well: a conversation's next turn begins with it.
-    let (tokens, _) = answer(ask(&scheduler, &prompts[0], 0, 70));
-    let longer = [prompts[0].clone(), tokens].concat();
-    let (_, finished) = answer(ask(&scheduler, &longer, 0, 5));
-    assert!(
-        finished.usage.cached_tokens >= (longer.len() - 1) / PAGE * PAGE,
-        "{finished:?}"
-    );
-}
-
-#[test]
-fn without_sharing_nothing_is_cached() {
-    let engine = engine(512, 4, 128);
     let settings = SchedulerSettings {
         prefix_cache: PrefixSharing::Off,
         ..SchedulerSettings::default()
     };
-    let scheduler = scheduler(&engine, settings);
-    let prompt = prompt(&engine, 1, 200);
-    for _ in 0..2 {
-        let (_, finished) = answer(ask(&scheduler, &prompt, 1, 3));
+    let without = Scheduler::start(engine.clone(), settings).expect("the thread starts");
+    for (i, ((tokens, _), prompt)) in together.into_iter().zip(&prompts).enumerate() {
+        let (alone, finished) = answer(ask(&without, prompt, i as u64, 10));
+        assert_eq!(tokens, alone, "request {i}");
         assert_eq!(finished.usage.cached_tokens, 0);
     }
-    assert_eq!(scheduler.metrics().cached_pages, 0);
+    assert_eq!(without.metrics().cached_pages, 0);
+}
+
+#[test]
+fn answers_are_shared_if_results_may_differ_in_their_last_bits() {
+    let engine = engine(512, 4, 128);
+    let first = prompt(&engine, 3, 100);
+    for (settings, shared) in [(SchedulerSettings::default(), PAGE), (fastest(), 2 * PAGE)] {
+        let scheduler = scheduler(&engine, settings);
+        let (sink, events) = stream();
+        let request = Request {
+            max_new_tokens: 60,
+            end_tokens: EndTokens::Ignore,
+            ..Request::new(first.clone())
+        };
+        scheduler.submit(request, sink).expect("it is taken");
+        let next_turn = [first.clone(), answer(events).0].concat();
+        let (_, finished) = answer(ask(&scheduler, &next_turn, 0, 5));
+        assert_eq!(finished.usage.cached_tokens, shared);
+    }
 }
 
 #[test]
@@ -275,14 +295,18 @@ fn requests_beyond_the_limits_are_refused() {
 fn stop_texts_and_probabilities_are_given() {
     let engine = engine(512, 2, 128);
     let scheduler = scheduler(&engine, SchedulerSettings::default());
-    let text = "<|im_start|>user\nWhat is 7 + 5?<|im_end|>\n<|im_start|>assistant\n";
+    let messages = [ktx_core::Message::user("What is 7 + 5?")];
+    let template = engine.template().expect("the model has one");
+    let text = template
+        .render(&messages, &ktx_core::chat::RenderOptions::for_answer())
+        .expect("it is rendered");
     let options = ktx_core::tokenizer::EncodeOptions::rendered_chat();
     let (sink, events) = stream();
     let request = Request {
         sampling: SamplingParams::greedy(),
         stop: vec!["= 1".to_owned()],
         log_probabilities: Some(3),
-        ..Request::new(engine.tokenizer().encode(text, &options))
+        ..Request::new(engine.tokenizer().encode(&text, &options))
     };
     scheduler.submit(request, sink).expect("it is taken");
     let mut answer = String::new();

@@ -3,8 +3,8 @@
 //! A [`Scheduler`] runs on a thread of its own. Each of its turns is one forward call (two, where the
 //! plan has other operators for prompts than for generation): one row for every stream that generates,
 //! and parts of prompts in the rows that are left. So a long prompt delays running streams by one chunk
-//! at most. What a request gets does not depend on what runs beside it: the same seed gives the same
-//! tokens as [`Session`](crate::Session) does.
+//! at most. What a request gets does not depend on what runs beside it ([`Batching::Exact`]): the same
+//! seed gives the same tokens.
 //!
 //! ```no_run
 //! use ktx_core::{Engine, serving::{Request, Scheduler, SchedulerSettings, stream}};
@@ -67,6 +67,21 @@ pub struct SchedulerSettings {
     pub mixed_rows: usize,
     /// Whether prompts begin with what the cache still has of earlier ones.
     pub prefix_cache: PrefixSharing,
+    /// Whether results may depend on what else is in a step.
+    pub batching: Batching,
+}
+
+/// Whether the last bits of a request's logits depend on the requests beside it. A changed bit can make
+/// another token the best one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Batching {
+    /// They do not: prompts and generated tokens are computed in calls of their own, each with products
+    /// that add in one order whatever the number of rows, and only the pages of prompts are shared.
+    #[default]
+    Exact,
+    /// They do: prompts and generated tokens share calls where the plan has the same operators for both,
+    /// the products are those that are fastest for the number of rows, and answers are shared as well.
+    Fastest,
 }
 
 /// Whether requests share the cache pages of common beginnings.
@@ -86,6 +101,7 @@ impl Default for SchedulerSettings {
             max_waiting: DEFAULT_WAITING,
             mixed_rows: DEFAULT_MIXED_ROWS,
             prefix_cache: PrefixSharing::On,
+            batching: Batching::Exact,
         }
     }
 }
@@ -168,7 +184,8 @@ impl Scheduler {
         if shared.closed.load(Ordering::Acquire) || !self.is_alive() {
             return Err(SubmitError::Closed);
         }
-        let sequence = Sequence::new(request, Box::new(sink), &shared.engine)?;
+        let batching = shared.settings.batching;
+        let sequence = Sequence::new(request, Box::new(sink), &shared.engine, batching)?;
         if !shared.metrics.enqueue(shared.settings.max_waiting) {
             return Err(SubmitError::QueueFull {
                 waiting: shared.settings.max_waiting,

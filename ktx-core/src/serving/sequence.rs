@@ -8,8 +8,8 @@ use ktx_ops::lora::ActiveAdapter;
 
 use super::prefix::{Insertion, NodeId, PrefixCache};
 use super::{
-    EndTokens, Event, Finished, Metrics, Request, StopStrings, TokenConstraint, TokenEvent,
-    TokenSink, Usage,
+    Batching, EndTokens, Event, Finished, Metrics, Request, StopStrings, TokenConstraint,
+    TokenEvent, TokenSink, Usage,
 };
 use crate::engine::{Engine, Runtime, pages_for};
 use crate::error::EngineError;
@@ -27,6 +27,7 @@ pub(super) struct Sequence {
     pub(super) pages: Vec<PageId>,
     path: Vec<NodeId>,
     prompt_length: usize,
+    batching: Batching,
     pub(super) adapters: Arc<[ActiveAdapter]>,
     sampler: Sampler,
     constraint: Option<Box<dyn TokenConstraint>>,
@@ -59,6 +60,7 @@ impl Sequence {
         request: Request,
         sink: Box<dyn TokenSink>,
         engine: &Engine,
+        batching: Batching,
     ) -> Result<Self, EngineError> {
         let (context, vocabulary) = (engine.settings().context, engine.tokenizer().vocab_size());
         if request.prompt.is_empty() {
@@ -84,6 +86,7 @@ impl Sequence {
         };
         Ok(Self {
             prompt_length: request.prompt.len(),
+            batching,
             usage: Usage {
                 prompt_tokens: request.prompt.len(),
                 ..Usage::default()
@@ -114,14 +117,28 @@ impl Sequence {
         })
     }
 
-    /// Tokens that must be computed before the next one can be chosen.
+    /// Tokens that can be computed at once and in one way.
     pub(super) fn remaining(&self) -> usize {
-        self.tokens.len() - self.computed
+        match self.batching {
+            Batching::Exact if self.computed < self.prompt_length => {
+                self.prompt_length - self.computed
+            }
+            _ => self.tokens.len() - self.computed,
+        }
     }
 
-    /// Whether it generates, with all before in the cache.
+    /// Whether a token can be chosen once this many more are computed.
+    pub(super) fn is_complete_with(&self, tokens: usize) -> bool {
+        self.computed + tokens == self.tokens.len()
+    }
+
+    /// Whether it generates. One that lost its pages computes what it generated again, in the way in
+    /// which it was computed.
     pub(super) fn is_generating(&self) -> bool {
-        self.tokens.len() > self.prompt_length && self.remaining() == 1
+        match self.batching {
+            Batching::Exact => self.computed >= self.prompt_length,
+            Batching::Fastest => self.tokens.len() > self.prompt_length && self.remaining() == 1,
+        }
     }
 
     /// Whether nobody wants its answer any more.
@@ -179,7 +196,11 @@ impl Sequence {
     ) {
         self.computed += tokens;
         let Some(prefix) = prefix else { return };
-        while (self.path.len() + 1) * PAGE_TOKENS <= self.computed {
+        let shareable = match self.batching {
+            Batching::Exact => self.computed.min(self.prompt_length),
+            Batching::Fastest => self.computed,
+        };
+        while (self.path.len() + 1) * PAGE_TOKENS <= shareable {
             let at = self.path.len();
             let block = &self.tokens[at * PAGE_TOKENS..(at + 1) * PAGE_TOKENS];
             let parent = self.path.last().copied();

@@ -5,11 +5,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ktx_kernels::linear::ProductOrder;
 use ktx_ops::{Batch, Phase};
 
 use super::prefix::PrefixCache;
 use super::sequence::{Chosen, Sequence};
-use super::{Metrics, PrefixSharing, SchedulerSettings, pages};
+use super::{Batching, Metrics, PrefixSharing, SchedulerSettings, pages};
 use crate::engine::{Inner, Runtime};
 use crate::error::EngineError;
 use crate::session::FinishReason;
@@ -56,7 +57,8 @@ impl Worker {
         inbox: Receiver<Sequence>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, EngineError> {
-        let shared_steps = engine.runtime()?.phases_are_one();
+        let shared_steps =
+            settings.batching == Batching::Fastest && engine.runtime()?.phases_are_one();
         Ok(Self {
             rows: engine.settings.chunk_size.min(engine.settings.context),
             engine,
@@ -227,13 +229,16 @@ impl Worker {
         }
         // Those that gave their pages up stood at the end.
         turn.generate.retain(|part| part.index < self.running.len());
-        let budget = match turn.generate.len() {
-            0 => self.rows,
-            generating if self.shared_steps => {
-                (self.rows - generating).min(self.settings.mixed_rows)
-            }
-            _ => self.rows.min(self.settings.mixed_rows),
-        };
+        let mut budget = self.rows;
+        if !turn.generate.is_empty() {
+            budget = (budget - turn.generate.len()).min(self.settings.mixed_rows);
+        }
+        // Those that lost their pages have more to compute than their last token.
+        for part in &mut turn.generate {
+            let more = (self.running[part.index].remaining() - 1).min(budget);
+            part.tokens += more;
+            budget -= more;
+        }
         let reading: Vec<(usize, usize)> = self
             .running
             .iter()
@@ -282,7 +287,7 @@ impl Worker {
             let ids = new.iter().map(|t| t.0);
             self.batch.push(ids, sequence.computed, &sequence.pages);
             self.batch.set_adapters(&sequence.adapters);
-            if part.tokens == sequence.remaining() {
+            if sequence.is_complete_with(part.tokens) {
                 self.batch.outputs.push(self.batch.rows() - 1);
                 choosing.push(part.index);
             }
@@ -290,12 +295,16 @@ impl Worker {
         self.logits
             .resize_with(self.logits.len().max(choosing.len()), Vec::new);
         let mut rows = self.logits.iter_mut();
+        runtime
+            .pool()
+            .set_product_order(order(self.settings.batching, phase));
         let result = runtime.step(&self.batch, phase, None, &mut |row| {
             if let Some(logits) = rows.next() {
                 logits.clear();
                 logits.extend_from_slice(row);
             }
         });
+        runtime.pool().set_product_order(ProductOrder::ByTokens);
         if let Err(error) = result {
             return self.fail(runtime, &parts, error);
         }
@@ -393,6 +402,15 @@ impl Worker {
             m.cached_pages = unused;
             m.used_pages = m.pages.saturating_sub(free + unused);
         });
+    }
+}
+
+/// The way in which products are taken so that a row's result does not depend on the others.
+fn order(batching: Batching, phase: Phase) -> ProductOrder {
+    match (batching, phase) {
+        (Batching::Fastest, _) => ProductOrder::ByTokens,
+        (Batching::Exact, Phase::Generate) => ProductOrder::Rows,
+        (Batching::Exact, Phase::Prefill) => ProductOrder::Panels,
     }
 }
 

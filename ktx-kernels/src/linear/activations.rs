@@ -1,6 +1,6 @@
 use ktx_gguf::GgmlType;
 
-use super::{LinearError, Operand, dispatch};
+use super::{LinearError, Operand, ProductOrder, dispatch};
 use crate::cpu::{self, IsaLevel};
 use crate::pool::ThreadPool;
 
@@ -91,6 +91,7 @@ pub struct Activations {
     /// `cols` rounded up to [`ROW_PAD`].
     padded: usize,
     forms: Forms,
+    order: ProductOrder,
     codes: Vec<Line>,
     /// Per token: `padded / 32` scales, `padded / 32` sums of 32, `padded / 16` sums of 16.
     scales: Vec<f32>,
@@ -165,6 +166,7 @@ impl Activations {
             });
         }
         self.resize(tokens, cols, forms);
+        self.order = pool.product_order();
         let writer = self.writer();
         let tasks = tokens.div_ceil(TOKENS_PER_TASK);
         pool.run(tasks, &|task| {
@@ -216,6 +218,16 @@ impl Activations {
                 floats[row + cols..row + padded].fill(0.0);
             }
         }
+    }
+
+    /// Which way products with them take.
+    pub(crate) fn order(&self) -> ProductOrder {
+        self.order
+    }
+
+    /// As the activations that these were computed from.
+    pub(crate) fn set_order(&mut self, order: ProductOrder) {
+        self.order = order;
     }
 
     /// Number of tokens that were prepared.

@@ -79,10 +79,14 @@ impl Kernels {
     /// # Safety
     /// `out` is valid for that, and this CPU supports the level that the kernels were made for.
     pub(crate) unsafe fn multiply(&self, span: &Span<'_>, out: *mut f32, stride: usize) {
-        if span.tokens.len() <= MAX_ROW_TOKENS {
+        if span.x.order().is_row_by_row(span.tokens.len()) {
             span.prefetch();
-            // SAFETY: by the caller's promise.
-            return unsafe { (self.rows)(span, out, stride) };
+            for (group, tokens) in span.tokens.chunks(MAX_ROW_TOKENS).enumerate() {
+                let part = Span { tokens, ..*span };
+                // SAFETY: by the caller's promise, for some of the span's tokens.
+                unsafe { (self.rows)(&part, out.add(group * MAX_ROW_TOKENS * stride), stride) };
+            }
+            return;
         }
         for row in (0..span.rows).step_by(PANEL_ROWS) {
             let rows = PANEL_ROWS.min(span.rows - row);

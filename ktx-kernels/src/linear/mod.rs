@@ -70,6 +70,30 @@ pub(crate) const CHUNK_COLS: usize = 1024;
 /// one thread (GFLOP/s of Q4_0, Q4_K, Q6_K): 4 tokens by rows 90, 88, 101; 5 tokens in panels 112,
 /// 105, 81.
 pub(crate) const MAX_ROW_TOKENS: usize = 4;
+/// Which of a product's two ways is taken. They add in different orders, so that the last bits of their
+/// results differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ProductOrder {
+    /// Row by row for few tokens, in panels for many: the fastest.
+    #[default]
+    ByTokens,
+    /// Row by row always: what a token gets does not depend on how many others there are.
+    Rows,
+    /// In panels always: as [`Self::Rows`], and faster where tokens are many.
+    Panels,
+}
+
+impl ProductOrder {
+    /// Whether this many tokens are multiplied row by row.
+    pub(crate) fn is_row_by_row(self, tokens: usize) -> bool {
+        match self {
+            Self::ByTokens => tokens <= MAX_ROW_TOKENS,
+            Self::Rows => true,
+            Self::Panels => false,
+        }
+    }
+}
+
 /// Weight bytes that one task of generation reads: some 2 to 4 µs of memory time, so that the
 /// slowest thread keeps the others waiting no longer than that.
 const ROW_TASK_BYTES: usize = 48 << 10;
@@ -176,7 +200,7 @@ impl<'a> Product<'a> {
     ) -> Result<Self, LinearError> {
         check_shapes(&w, x, out.len(), out_stride)?;
         let kernels = kernels(level, w.ty, x.operand(w.ty)?);
-        let rows_per_task = if x.tokens() <= MAX_ROW_TOKENS {
+        let rows_per_task = if x.order().is_row_by_row(x.tokens()) {
             rows_per_task(&w, pool.threads())
         } else {
             PANEL_ROWS

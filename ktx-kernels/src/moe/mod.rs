@@ -118,6 +118,7 @@ pub(crate) fn forward_at(
         experts.intermediate_size(),
         experts.down.forms(precision),
     );
+    h.set_order(quantized.order());
 
     let layer = Layer {
         level,
@@ -291,7 +292,7 @@ impl Layer<'_> {
 
     /// Rows of down per task: whole panels for many tokens, by bytes for few.
     fn down_rows(&self) -> usize {
-        if !self.plan.is_row_by_row() {
+        if !self.plan.is_row_by_row(self.pool.product_order()) {
             return TASK_ROWS;
         }
         let bytes = |group: &Group| {

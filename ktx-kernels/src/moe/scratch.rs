@@ -1,5 +1,5 @@
 use super::{MoeError, Routing};
-use crate::linear::{Activations, MAX_ROW_TOKENS};
+use crate::linear::{Activations, ProductOrder};
 
 /// Working memory of [`super::forward`], for one call at a time.
 #[derive(Debug, Default)]
@@ -104,8 +104,9 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether every expert has so few tokens that rows are multiplied one by one.
-    pub(super) fn is_row_by_row(&self) -> bool {
-        self.groups.iter().all(|group| group.len <= MAX_ROW_TOKENS)
+    /// Whether every expert's rows are multiplied one by one, as for few tokens.
+    pub(super) fn is_row_by_row(&self, order: ProductOrder) -> bool {
+        let mut groups = self.groups.iter();
+        groups.all(|group| order.is_row_by_row(group.len))
     }
 }

@@ -23,8 +23,11 @@ mod tests;
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+
+use crate::linear::ProductOrder;
 
 use shared::{Region, Shared};
 
@@ -51,6 +54,7 @@ pub struct ThreadPool {
     workers: Vec<JoinHandle<()>>,
     /// Held for the length of a region: callers take turns.
     turn: Mutex<()>,
+    order: AtomicU8,
 }
 
 impl ThreadPool {
@@ -73,7 +77,20 @@ impl ThreadPool {
             shared,
             workers,
             turn: Mutex::new(()),
+            order: AtomicU8::new(ProductOrder::ByTokens as u8),
         }
+    }
+
+    /// Which way matrix products on these threads take from now on.
+    pub fn set_product_order(&self, order: ProductOrder) {
+        self.order.store(order as u8, Ordering::Relaxed);
+    }
+
+    /// Which way matrix products on these threads take.
+    pub fn product_order(&self) -> ProductOrder {
+        let order = self.order.load(Ordering::Relaxed);
+        let mut all = [ProductOrder::Rows, ProductOrder::Panels].into_iter();
+        all.find(|o| *o as u8 == order).unwrap_or_default()
     }
 
     /// The number of threads that this process may use: its CPU affinity and cgroup quota, not
