@@ -69,7 +69,7 @@ impl Nvrtc {
         })
     }
 
-    /// Compiles a source for `arch` (`"80"`, `"90a"`), or to PTX of the oldest.
+    /// Compiles a source for `arch` (`"80"`, `"90a"`), or to PTX for 8.0: all GPUs that come later have its instructions.
     pub fn compile(&self, source: &Path, shared: &Path, arch: &str) -> Result<Output, String> {
         let name = source.display().to_string();
         let text = std::fs::read(source).map_err(|e| format!("{name}: {e}"))?;
@@ -81,7 +81,7 @@ impl Nvrtc {
             .as_encoded_bytes()
             .to_vec())?;
         let target = match arch {
-            "ptx" => "--gpu-architecture=compute_70".to_owned(),
+            "ptx" => "--gpu-architecture=compute_80".to_owned(),
             arch => format!("--gpu-architecture=sm_{arch}"),
         };
         let include = |path: &Path| format!("--include-path={}", path.display());
@@ -91,6 +91,7 @@ impl Nvrtc {
             "--ptxas-options=-v".to_owned(),
             include(&self.include),
             include(shared),
+            include(source.parent().unwrap_or(shared)),
         ];
         let options = options.map(|o| CString::new(o).expect("an option holds no zero"));
         let options = options.each_ref().map(|o| o.as_ptr());

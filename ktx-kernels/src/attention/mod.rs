@@ -23,7 +23,10 @@
 
 #[cfg(test)]
 mod cases;
+pub mod cuda;
 mod flash;
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 mod reference;
 mod source;

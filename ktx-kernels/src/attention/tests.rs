@@ -7,12 +7,12 @@ use crate::kv::{KvType, PageId};
 use crate::testing::{Random, assert_close, pools};
 
 /// A batch with random rows in shuffled pages, and the same rows widened for the reference.
-struct Fixture {
+pub(super) struct Fixture {
     kv: LayerKv,
     pages: Vec<Vec<PageId>>,
-    lengths: Vec<(usize, usize)>,
-    k: Vec<Vec<f32>>,
-    v: Vec<Vec<f32>>,
+    pub(super) lengths: Vec<(usize, usize)>,
+    pub(super) k: Vec<Vec<f32>>,
+    pub(super) v: Vec<Vec<f32>>,
 }
 
 fn round(kv_type: KvType, x: &mut [f32]) {
@@ -22,7 +22,7 @@ fn round(kv_type: KvType, x: &mut [f32]) {
 }
 
 impl Fixture {
-    fn new(kv_type: KvType, widths: (usize, usize), batch: &[(usize, usize)]) -> Self {
+    pub(super) fn new(kv_type: KvType, widths: (usize, usize), batch: &[(usize, usize)]) -> Self {
         let mut random = Random::new((widths.0 * 1000 + batch.len()) as u64);
         let count: usize = batch
             .iter()
@@ -64,7 +64,7 @@ impl Fixture {
         }
     }
 
-    fn sequences(&self) -> Vec<SequenceKv<'_>> {
+    pub(super) fn sequences(&self) -> Vec<SequenceKv<'_>> {
         self.pages
             .iter()
             .zip(&self.lengths)
@@ -76,11 +76,16 @@ impl Fixture {
             .collect()
     }
 
-    fn tokens(&self) -> usize {
+    pub(super) fn tokens(&self) -> usize {
         self.lengths.iter().map(|(_, tokens)| tokens).sum()
     }
 
-    fn expected(&self, shape: &AttentionShape, q: &[f32], sinks: Option<&[f32]>) -> Vec<f64> {
+    pub(super) fn expected(
+        &self,
+        shape: &AttentionShape,
+        q: &[f32],
+        sinks: Option<&[f32]>,
+    ) -> Vec<f64> {
         let (kd, vd) = (shape.k_head_dim, shape.v_head_dim);
         let group = shape.heads / shape.kv_heads;
         let mut queries = q.chunks(kd);
@@ -146,7 +151,7 @@ fn run_gqa_with(
     out
 }
 
-fn gqa_fixture(
+pub(super) fn gqa_fixture(
     kv_type: KvType,
     shape: &AttentionShape,
     batch: &[(usize, usize)],
@@ -194,7 +199,7 @@ fn gqa_agrees_with_f64_over_several_pieces() {
     }
 }
 
-fn windowed(shape: &AttentionShape, window: usize) -> AttentionShape {
+pub(super) fn windowed(shape: &AttentionShape, window: usize) -> AttentionShape {
     AttentionShape {
         window: NonZeroUsize::new(window),
         ..*shape
@@ -342,7 +347,7 @@ fn run_mla(
 }
 
 /// MLA seen as one KV head, with the values copied out of the keys.
-fn mla_expected(shape: &MlaShape, fixture: &mut Fixture, q: &[f32]) -> Vec<f64> {
+pub(super) fn mla_expected(shape: &MlaShape, fixture: &mut Fixture, q: &[f32]) -> Vec<f64> {
     let width = shape.kv_lora + shape.rope;
     fixture.v = fixture
         .k

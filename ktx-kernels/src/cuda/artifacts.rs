@@ -6,7 +6,7 @@ struct Compiled {
     module: &'static str,
     /// Machine code for one generation each: `(90, deflated cubin)`; ascending.
     cubins: &'static [(u32, &'static [u8])],
-    /// Deflated PTX of the oldest generation, for GPUs that came later.
+    /// Deflated PTX for compute capability 8.0, for GPUs that came later.
     ptx: &'static [u8],
 }
 

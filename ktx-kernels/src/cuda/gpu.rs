@@ -234,11 +234,15 @@ impl Gpu {
         // SAFETY: the module is loaded in this context; the name ends with a zero.
         unsafe { cu!(cuModuleGetFunction(&mut function, handle, symbol.as_ptr())) }
             .map_err(|_| missing())?;
+        let mut fixed = 0;
+        let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        // SAFETY: reads an attribute of a function of this context.
+        unsafe { cu!(cuFuncGetAttribute(&mut fixed, attribute, function)) }?;
         let most = c_int::try_from(self.inner.info.shared_per_block).unwrap_or(0);
         let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // A kernel with much static shared memory cannot have all; a launch that needs more says so.
+        // A launch that needs more than there is says so.
         // SAFETY: sets an attribute of a function of this context.
-        let _ = unsafe { sys::cuFuncSetAttribute(function, attribute, most) };
+        let _ = unsafe { sys::cuFuncSetAttribute(function, attribute, most - fixed) };
         let function = Function {
             handle: function,
             index: self.index(),

@@ -61,27 +61,24 @@ pub(crate) fn layout_number(layout: RopeLayout) -> i32 {
     }
 }
 
-/// Rotates the heads of `tokens` tokens in `x`; token `t` is at `positions[t]` (u32, on the GPU).
+/// Rotates the heads of every row of `x` `[tokens, token_stride]`; row `t` is at position `t` of `positions`,
+/// the address of u32 on the GPU.
 ///
 /// # Errors
 /// What the driver refuses.
 ///
 /// # Panics
-/// If the heads overlap or leave `x`, there are fewer positions than tokens, or the table is empty.
+/// If the heads overlap or leave `x`, or the table is empty.
 pub fn rope(
     gpu: &Gpu,
     table: &DeviceRopeTable,
     layout: RopeLayout,
     heads: &RopeHeads,
-    positions: &DeviceBuffer,
-    tokens: usize,
+    positions: u64,
     x: DeviceMatrix,
 ) -> Result<(), CudaError> {
+    let tokens = x.rows();
     heads.check(table.dim, tokens, x.len());
-    assert!(
-        positions.bytes() >= tokens * size_of::<u32>(),
-        "rope: positions"
-    );
     if tokens == 0 || heads.heads == 0 {
         return Ok(());
     }
@@ -89,7 +86,7 @@ pub fn rope(
     let args = [
         x.arg(),
         Arg::Ptr(table.address()),
-        Arg::Ptr(positions.address()),
+        Arg::Ptr(positions),
         Arg::U32(tokens as u32),
         Arg::U32(heads.heads as u32),
         Arg::U32(heads.head_stride as u32),

@@ -17,31 +17,27 @@ fn per_row(rows: usize, width: usize) -> Launch {
     )
 }
 
-/// `out[r] = x[index[r]]` for every row of `out`; `index` holds u32 on the GPU. An index beyond the end
+/// `out[r] = x[index[r]]` for every row of `out`; `index` is the address of u32 on the GPU. An index beyond the end
 /// gives a row of NaN.
 ///
 /// # Errors
 /// What the driver refuses.
 ///
 /// # Panics
-/// If the widths differ or the index is too short.
+/// If the widths differ.
 pub fn gather_rows(
     gpu: &Gpu,
     x: DeviceMatrix,
-    index: &DeviceBuffer,
+    index: u64,
     out: DeviceMatrix,
 ) -> Result<(), CudaError> {
     assert_eq!(x.cols(), out.cols(), "gather_rows: widths");
-    assert!(
-        index.bytes() >= out.rows() * size_of::<u32>(),
-        "gather_rows: index"
-    );
     if out.is_empty() {
         return Ok(());
     }
     let args = [
         x.arg(),
-        Arg::Ptr(index.address()),
+        Arg::Ptr(index),
         out.arg(),
         Arg::U32(x.rows() as u32),
         Arg::U32(x.cols() as u32),
@@ -159,29 +155,25 @@ impl EmbeddingTable {
         self.blocks.bytes()
     }
 
-    /// `out[r]` = row `ids[r]`, for every row of `out`; `ids` holds u32 on the GPU. An id beyond the end
+    /// `out[r]` = row `ids[r]`, for every row of `out`; `ids` is the address of u32 on the GPU. An id beyond the end
     /// gives a row of NaN.
     ///
     /// # Errors
     /// What the driver refuses.
     ///
     /// # Panics
-    /// If the widths differ or there are too few ids.
-    pub fn forward(&self, ids: &DeviceBuffer, out: DeviceMatrix) -> Result<(), CudaError> {
+    /// If the widths differ.
+    pub fn forward(&self, ids: u64, out: DeviceMatrix) -> Result<(), CudaError> {
         assert_eq!(out.cols(), self.width, "embedding: width");
-        assert!(
-            ids.bytes() >= out.rows() * size_of::<u32>(),
-            "embedding: ids"
-        );
         if out.is_empty() {
             return Ok(());
         }
         let gpu = self.blocks.gpu();
         let args = [
             Arg::Ptr(self.blocks.address()),
-            Arg::Ptr(ids.address()),
+            Arg::Ptr(ids),
             out.arg(),
-            Arg::I32(self.ty as i32),
+            Arg::I32(self.ty.id() as i32),
             Arg::U32(self.rows as u32),
             Arg::U32(self.width as u32),
             Arg::U32(self.ty.block_len() as u32),

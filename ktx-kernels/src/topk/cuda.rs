@@ -28,20 +28,19 @@ impl Argmax {
     }
 
     /// The column of the largest element of each row of `x`, the first of equal ones; NaN is smaller
-    /// than everything. The results are u32 in `ids`.
+    /// than everything. The results are u32 from the address `ids` on.
     ///
     /// # Errors
     /// What the driver refuses.
     ///
     /// # Panics
-    /// If there are more rows than there is scratch or room in `ids` for, or rows without elements.
-    pub fn forward(&self, x: DeviceMatrix, ids: &DeviceBuffer) -> Result<(), CudaError> {
+    /// If there are more rows than there is scratch for, or rows without elements.
+    pub fn forward(&self, x: DeviceMatrix, ids: u64) -> Result<(), CudaError> {
         let rows = x.rows();
         assert!(
             rows * PARTS * size_of::<u64>() <= self.keys.bytes(),
             "argmax: {rows} rows"
         );
-        assert!(rows * size_of::<u32>() <= ids.bytes(), "argmax: ids");
         if rows == 0 {
             return Ok(());
         }
@@ -52,7 +51,7 @@ impl Argmax {
         let launch = Launch::grid([PARTS, rows, 1], THREADS);
         // SAFETY: the kernel's arguments; the scratch holds PARTS keys a row (checked).
         unsafe { gpu.launch(gpu.function(MODULE, "ktx_argmax_parts")?, launch, &args) }?;
-        let args = [keys, Arg::U32(PARTS as u32), Arg::Ptr(ids.address())];
+        let args = [keys, Arg::U32(PARTS as u32), Arg::Ptr(ids)];
         // SAFETY: as above; a warp a row.
         unsafe {
             gpu.launch(
@@ -94,26 +93,17 @@ impl TopK {
     }
 
     /// Columns (u32) and values (f32) of the `k` largest elements of each row, `[rows, k]`, descending,
-    /// the lower column first among equals.
+    /// the lower column first among equals, from the addresses `ids` and `values` on.
     ///
     /// # Errors
     /// What the driver refuses.
     ///
     /// # Panics
-    /// If `x` has another width or more rows than there is scratch for, or the results too little room.
-    pub fn forward(
-        &self,
-        x: DeviceMatrix,
-        ids: &DeviceBuffer,
-        values: &DeviceBuffer,
-    ) -> Result<(), CudaError> {
+    /// If `x` has another width or more rows than there is scratch for.
+    pub fn forward(&self, x: DeviceMatrix, ids: u64, values: u64) -> Result<(), CudaError> {
         let (rows, k) = (x.rows(), self.k);
         assert_eq!(x.cols(), self.width, "top-k: width");
         assert!(rows <= self.rows, "top-k: {rows} rows");
-        assert!(
-            rows * k * size_of::<u32>() <= ids.bytes().min(values.bytes()),
-            "top-k: results"
-        );
         if rows == 0 {
             return Ok(());
         }
@@ -137,8 +127,8 @@ impl TopK {
         let args = [
             Arg::Ptr(self.keys[at].address()),
             Arg::U32((rows * k) as u32),
-            Arg::Ptr(ids.address()),
-            Arg::Ptr(values.address()),
+            Arg::Ptr(ids),
+            Arg::Ptr(values),
         ];
         let launch = Launch::linear((rows * k).div_ceil(THREADS as usize), THREADS);
         // SAFETY: the kernel's arguments; the results hold rows * k elements (checked).

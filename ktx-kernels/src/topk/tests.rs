@@ -45,13 +45,13 @@ fn gpu_argmax_is_the_first_of_the_largest() {
         let x = rows(5, width);
         let a = GpuMatrix::of(&gpu, 5, &x);
         let ids = DeviceBuffer::upload(&gpu, &[u32::MAX; 5]).unwrap();
-        argmax.forward(a.matrix, &ids).unwrap();
+        argmax.forward(a.matrix, ids.address()).unwrap();
         let want: Vec<u32> = x.chunks(width).map(|row| order(row)[0]).collect();
         assert_eq!(ids.read::<u32>(0, 5).unwrap(), want, "width {width}");
     }
     let a = GpuMatrix::of(&gpu, 1, &[f32::NAN; 300]);
     let ids = DeviceBuffer::upload(&gpu, &[u32::MAX]).unwrap();
-    argmax.forward(a.matrix, &ids).unwrap();
+    argmax.forward(a.matrix, ids.address()).unwrap();
     assert_eq!(ids.read::<u32>(0, 1).unwrap(), [0]);
 }
 
@@ -71,7 +71,8 @@ fn gpu_top_k_is_in_descending_order() {
         let a = GpuMatrix::of(&gpu, 3, &x);
         let top = TopK::new(&gpu, 3, width, k).unwrap();
         let [ids, values] = [(); 2].map(|()| GpuMatrix::poisoned(&gpu, 3, k));
-        top.forward(a.matrix, &ids.buffer, &values.buffer).unwrap();
+        top.forward(a.matrix, ids.buffer.address(), values.buffer.address())
+            .unwrap();
         let (ids, values) = (ids.bits(), values.values());
         for (r, row) in x.chunks(width).enumerate() {
             let (ids, values) = (&ids[r * k..][..k], &values[r * k..][..k]);

@@ -1,0 +1,227 @@
+// Attention of few queries over an F16 cache on tensor cores (sm_80 and later): generation.
+//
+// Bound by reading the cache once for each KV head. A block has up to 16 entries (all query heads of a KV
+// head, of one or a few tokens) and a part of the positions; the grid has enough parts to fill the GPU, and
+// `ktx_attend_join` puts them together. Every warp works for itself: it takes 16 positions at a time (4 KB of
+// keys and as much of values at a head size of 128), copies them to its own ring of `stages` buffers without
+// waiting, and keeps a softmax of its own. The warps' results meet in shared memory at the end.
+//
+// Rows in shared memory are padded by 16 bytes, which makes the eight rows of a matrix fall into different
+// banks for every head size that is a multiple of 16.
+#include "mma.cuh"
+#include "paged.cuh"
+
+#define ENTRIES 16
+#define GROUP_TOKENS 16
+
+#ifdef KTX_TENSOR_CORES
+template <int DK, int DV>
+struct Generate {
+    static constexpr int KEY_ROW = DK + 8, VALUE_ROW = DV + 8;
+    static constexpr int STAGE = GROUP_TOKENS * (KEY_ROW + VALUE_ROW);
+
+    // Copies 16 positions' keys and values of one head.
+    static __device__ __forceinline__ void fetch(__half* stage, const __half* cache, const Tile& tile,
+                                                 unsigned position, unsigned end, unsigned kv_heads,
+                                                 unsigned kv_head, unsigned lane) {
+        const unsigned k_width = kv_heads * DK, v_width = kv_heads * DV;
+        const __half* page = cache + (size_t)tile.pages[position / PAGE_TOKENS] * (k_width + v_width) * PAGE_TOKENS;
+        const unsigned slot = position % PAGE_TOKENS;
+        const __half* keys = page + (size_t)slot * k_width + kv_head * DK;
+        const __half* values = page + (size_t)PAGE_TOKENS * k_width + (size_t)slot * v_width + kv_head * DV;
+#pragma unroll
+        for (int i = 0; i < DK / 16; i++) {
+            const unsigned chunk = i * 32 + lane, row = chunk / (DK / 8), at = chunk % (DK / 8) * 8;
+            copy_async(stage + row * KEY_ROW + at, keys + (size_t)row * k_width + at, position + row < end);
+        }
+        stage += GROUP_TOKENS * KEY_ROW;
+#pragma unroll
+        for (int i = 0; i < DV / 16; i++) {
+            const unsigned chunk = i * 32 + lane, row = chunk / (DV / 8), at = chunk % (DV / 8) * 8;
+            copy_async(stage + row * VALUE_ROW + at, values + (size_t)row * v_width + at, position + row < end);
+        }
+    }
+
+    static __device__ __forceinline__ void run(const float* q, const float* sinks, const __half* cache, float* out,
+                                               float* scratch, const Batch& batch, unsigned heads,
+                                               unsigned kv_heads, float scale, unsigned window, unsigned splits,
+                                               unsigned stages) {
+        extern __shared__ float4 shared4[];
+        __shared__ float maxima[8][ENTRIES], sums[8][ENTRIES];
+        __half* queries = reinterpret_cast<__half*>(shared4);  // [ENTRIES, KEY_ROW]
+        const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const unsigned kv_head = blockIdx.y, split = blockIdx.z, group = heads / kv_heads;
+        __half* ring = queries + ENTRIES * KEY_ROW + (size_t)warp * stages * STAGE;
+        Tile tile;
+        if (!find_tile(batch, blockIdx.x, ENTRIES, group, tile)) return;
+        const Span span = span_of(tile, group, window, splits, split);
+        if (span.begin >= span.end) return;
+
+        const unsigned step = warps * GROUP_TOKENS;
+        unsigned fetched = span.begin + warp * GROUP_TOKENS;
+        for (unsigned s = 0; s + 1 < stages; s++, fetched += step) {
+            if (fetched < span.end) fetch(ring + s * STAGE, cache, tile, fetched, span.end, kv_heads, kv_head, lane);
+            commit_copies();
+        }
+        for (unsigned i = threadIdx.x; i < ENTRIES * DK / 4; i += blockDim.x) {
+            const unsigned e = i / (DK / 4), at = i % (DK / 4) * 4;
+            float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (e < tile.entries)
+                x = *reinterpret_cast<const float4*>(q + head_of(tile, e, group, heads, kv_head) * DK + at);
+            const float f = scale * LOG2_E;
+            *reinterpret_cast<uint2*>(queries + e * KEY_ROW + at) = make_uint2(pack(x.x * f, x.y * f), pack(x.z * f, x.w * f));
+        }
+        __syncthreads();
+
+        // This thread's rows of the 16 x 8 results: entries `lane / 4` and 8 further.
+        const unsigned limits[2] = {limit_of(tile, min(lane / 4, tile.entries - 1), group),
+                                    limit_of(tile, min(lane / 4 + 8, tile.entries - 1), group)};
+        float highest[2] = {-KTX_INFINITY, -KTX_INFINITY}, sum[2] = {0.0f, 0.0f};
+        float acc[DV / 8][4] = {};
+        unsigned stage = 0;
+        for (unsigned position = span.begin + warp * GROUP_TOKENS; position < span.end; position += step) {
+            __syncwarp();
+            if (fetched < span.end) {
+                const unsigned free = stage == 0 ? stages - 1 : stage - 1;
+                fetch(ring + free * STAGE, cache, tile, fetched, span.end, kv_heads, kv_head, lane);
+            }
+            fetched += step;
+            commit_copies();
+            if (stages == 2) await_copies<1>();
+            else if (stages == 3) await_copies<2>();
+            else await_copies<3>();
+            __syncwarp();
+            const __half *keys = ring + stage * STAGE, *values = keys + GROUP_TOKENS * KEY_ROW;
+            stage = stage + 1 == stages ? 0 : stage + 1;
+
+            float scores[2][4] = {};
+#pragma unroll
+            for (int k = 0; k < DK / 16; k++) {
+                unsigned a[4], b[4];
+                load_matrices(a, queries + (lane % 16) * KEY_ROW + k * 16 + lane / 16 * 8);
+                load_matrices(b, keys + (lane / 16 * 8 + lane % 8) * KEY_ROW + k * 16 + lane / 8 % 2 * 8);
+                multiply(scores[0], a, b[0], b[1]);
+                multiply(scores[1], a, b[2], b[3]);
+            }
+            float most[2] = {highest[0], highest[1]};
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const unsigned at = position + n * 8 + lane % 4 * 2 + i % 2;
+                    if (at >= span.end || !sees(limits[i / 2], at, window)) scores[n][i] = -KTX_INFINITY;
+                    most[i / 2] = fmaxf(most[i / 2], scores[n][i]);
+                }
+            float rescale[2];
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                most[r] = fmaxf(most[r], __shfl_xor_sync(KTX_FULL_WARP, most[r], 1));
+                most[r] = fmaxf(most[r], __shfl_xor_sync(KTX_FULL_WARP, most[r], 2));
+                rescale[r] = fast_exp2(highest[r] - base_of(most[r]));
+                highest[r] = most[r];
+                sum[r] *= rescale[r];
+            }
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    scores[n][i] = fast_exp2(scores[n][i] - base_of(highest[i / 2]));
+                    sum[i / 2] += scores[n][i];
+                }
+            const unsigned p[4] = {pack(scores[0][0], scores[0][1]), pack(scores[0][2], scores[0][3]),
+                                   pack(scores[1][0], scores[1][1]), pack(scores[1][2], scores[1][3])};
+#pragma unroll
+            for (int d = 0; d < DV / 8; d++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) acc[d][i] *= rescale[i / 2];
+#pragma unroll
+            for (int d = 0; d < DV / 16; d++) {
+                unsigned b[4];
+                load_transposed(b, values + (lane % 16) * VALUE_ROW + d * 16 + lane / 16 * 8);
+                multiply(acc[2 * d], p, b[0], b[1]);
+                multiply(acc[2 * d + 1], p, b[2], b[3]);
+            }
+        }
+        await_copies<0>();
+        join_warps(acc, highest, sum, maxima, sums, tile, sinks, out,
+                   part_of(scratch, ENTRIES, DV, gridDim.x, blockIdx.x, kv_heads, kv_head, splits, split), group,
+                   heads, kv_head, splits);
+    }
+
+    // The warps' results, through shared memory, to `out` or to this block's part.
+    static __device__ __forceinline__ void join_warps(const float (&acc)[DV / 8][4], const float (&highest)[2],
+                                                      float (&sum)[2], float (&maxima)[8][ENTRIES],
+                                                      float (&sums)[8][ENTRIES], const Tile& tile,
+                                                      const float* sinks, float* out, const Parts& parts,
+                                                      unsigned group, unsigned heads, unsigned kv_head,
+                                                      unsigned splits) {
+        extern __shared__ float4 shared4[];
+        constexpr int ROW = DV + 4;
+        float* meeting = reinterpret_cast<float*>(shared4);  // [warps, ENTRIES, ROW]
+        const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            sum[r] += __shfl_xor_sync(KTX_FULL_WARP, sum[r], 1);
+            sum[r] += __shfl_xor_sync(KTX_FULL_WARP, sum[r], 2);
+            if (lane % 4 == 0) {
+                maxima[warp][lane / 4 + 8 * r] = highest[r];
+                sums[warp][lane / 4 + 8 * r] = sum[r];
+            }
+        }
+        __syncthreads();
+        float* mine = meeting + (size_t)warp * ENTRIES * ROW;
+#pragma unroll
+        for (int d = 0; d < DV / 8; d++)
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                *reinterpret_cast<float2*>(mine + (lane / 4 + 8 * r) * ROW + d * 8 + lane % 4 * 2) =
+                    make_float2(acc[d][2 * r], acc[d][2 * r + 1]);
+        __syncthreads();
+        for (unsigned i = threadIdx.x; i < tile.entries * (DV / 4); i += blockDim.x) {
+            const unsigned e = i / (DV / 4), at = i % (DV / 4) * 4;
+            float most = -KTX_INFINITY, total = 0.0f;
+            for (unsigned w = 0; w < warps; w++) most = fmaxf(most, maxima[w][e]);
+            float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            for (unsigned w = 0; w < warps; w++) {
+                const float f = fast_exp2(maxima[w][e] - base_of(most));
+                const float4 v = *reinterpret_cast<const float4*>(meeting + (w * ENTRIES + e) * ROW + at);
+                total += sums[w][e] * f;
+                value.x += v.x * f, value.y += v.y * f, value.z += v.z * f, value.w += v.w * f;
+            }
+            if (splits > 1) {
+                *reinterpret_cast<float4*>(parts.values + (size_t)e * DV + at) = value;
+                if (at == 0) parts.sums[2 * e] = most, parts.sums[2 * e + 1] = total;
+                continue;
+            }
+            const size_t head = head_of(tile, e, group, heads, kv_head);
+            float f;
+            add_sink(sinks, head % heads, most, total, f);
+            f /= total;
+            *reinterpret_cast<float4*>(out + head * DV + at) = make_float4(value.x * f, value.y * f, value.z * f, value.w * f);
+        }
+    }
+};
+#define KTX_GENERATE_BODY(dk, dv)                                                                                \
+    Generate<dk, dv>::run(q, sinks, cache, out, scratch,                                                         \
+                          Batch{first_row, tokens, past, page_table, sequences, max_pages}, heads, kv_heads,    \
+                          scale, window, splits, stages);
+#else
+#define KTX_GENERATE_BODY(dk, dv)
+#endif
+
+#define KTX_GENERATE(dk, dv)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(128)                                                             \
+        ktx_generate_##dk##_##dv(const float* q, const float* sinks, const __half* cache, float* out,             \
+                                 float* scratch, const unsigned* first_row, const unsigned* tokens, const unsigned* past,        \
+                                 const unsigned* page_table, unsigned sequences, unsigned max_pages,              \
+                                 unsigned heads, unsigned kv_heads, float scale, unsigned window,                 \
+                                 unsigned splits, unsigned stages) {                                              \
+        KTX_GENERATE_BODY(dk, dv)                                                                                 \
+    }
+
+KTX_GENERATE(64, 64)
+KTX_GENERATE(80, 80)
+KTX_GENERATE(96, 96)
+KTX_GENERATE(128, 128)
+KTX_GENERATE(192, 128)
+KTX_GENERATE(256, 256)

@@ -1,0 +1,318 @@
+//! The same cases as on the host, on a GPU. F32 caches are computed in single precision and held to the
+//! host's bound; F16 caches on tensor cores round queries and weights to halves.
+
+use super::cuda::{self, DeviceGqaQuery, DeviceMlaQuery};
+use super::tests::{Fixture, gqa_fixture, mla_expected, windowed};
+use super::{AttentionShape, MlaShape, cases};
+use crate::cuda::{DeviceBuffer, Gpu, StepInputs, StepValues};
+use crate::kv::{KvType, LayerKv, PAGE_TOKENS, SequenceKv};
+use crate::testing::{GpuMatrix, Random, assert_close};
+use crate::workspace::StepCapacity;
+
+/// What rounding to halves costs.
+const TENSOR_CORE_BOUND: f64 = 4e-7;
+const BOUND: f64 = 1e-11;
+
+/// A step and a cache on a GPU with a fixture's rows; pages as the fixture has them.
+struct OnGpu {
+    step: StepInputs,
+    kv: LayerKv,
+}
+
+impl OnGpu {
+    /// Writes the rows before the step as a step of their own, then those of the step.
+    fn new(gpu: &Gpu, fixture: &Fixture, kv_type: KvType, widths: (usize, usize)) -> Self {
+        let all: usize = fixture.sequences().iter().map(SequenceKv::len).sum();
+        let pages = fixture
+            .sequences()
+            .iter()
+            .map(|s| s.pages.len())
+            .max()
+            .unwrap_or(0);
+        let capacity = StepCapacity {
+            rows: all,
+            sequences: fixture.lengths.len(),
+            pages: pages + 3,
+        };
+        let mut step = StepInputs::new(gpu, capacity).unwrap();
+        let count = fixture
+            .sequences()
+            .iter()
+            .map(|s| s.pages.len())
+            .sum::<usize>()
+            + 1;
+        let kv = LayerKv::on_gpu(gpu, kv_type, widths.0, widths.1, count).unwrap();
+        // What was never written must not count, whatever it is.
+        kv.device().unwrap().fill(0xff).unwrap();
+        let whole: Vec<SequenceKv<'_>> = fixture
+            .sequences()
+            .iter()
+            .map(|s| SequenceKv {
+                past: 0,
+                tokens: s.len(),
+                ..*s
+            })
+            .collect();
+        upload(gpu, &mut step, &whole);
+        let rows = |x: &[Vec<f32>]| GpuMatrix::of(gpu, all, &x.concat());
+        let (k, v) = (rows(&fixture.k), rows(&fixture.v));
+        let values = (widths.1 > 0).then_some(v.matrix);
+        cuda::append(gpu, &kv, step.view(), k.matrix, values).unwrap();
+        gpu.synchronize().unwrap();
+        upload(gpu, &mut step, &fixture.sequences());
+        Self { step, kv }
+    }
+}
+
+fn upload(gpu: &Gpu, step: &mut StepInputs, sequences: &[SequenceKv<'_>]) {
+    let positions: Vec<u32> = sequences
+        .iter()
+        .flat_map(|s| (s.past..s.len()).map(|p| p as u32))
+        .collect();
+    step.upload(&StepValues {
+        number: 1,
+        ids: &positions,
+        positions: &positions,
+        sequences,
+        outputs: &[],
+    })
+    .unwrap();
+    gpu.synchronize().unwrap();
+}
+
+fn run_gqa(
+    gpu: &Gpu,
+    shape: &AttentionShape,
+    fixture: &Fixture,
+    kv_type: KvType,
+    q: &[f32],
+    sinks: Option<&[f32]>,
+) -> Vec<f32> {
+    let widths = (
+        shape.kv_heads * shape.k_head_dim,
+        shape.kv_heads * shape.v_head_dim,
+    );
+    let there = OnGpu::new(gpu, fixture, kv_type, widths);
+    let rows = GpuMatrix::of(gpu, fixture.tokens(), q);
+    let out = GpuMatrix::poisoned(gpu, fixture.tokens(), shape.heads * shape.v_head_dim);
+    let scratch = GpuMatrix::poisoned(gpu, 1, shape.device_scratch_floats());
+    let sinks = sinks.map(|sinks| DeviceBuffer::upload(gpu, sinks).unwrap());
+    let query = DeviceGqaQuery {
+        rows: rows.matrix,
+        sinks: sinks.as_ref(),
+    };
+    let (step, sequences) = (there.step.view(), fixture.sequences());
+    cuda::gqa(
+        gpu,
+        shape,
+        &there.kv,
+        step,
+        &sequences,
+        &query,
+        out.matrix,
+        scratch.matrix,
+    )
+    .unwrap();
+    out.values()
+}
+
+fn check_gqa(gpu: &Gpu, shape: &AttentionShape, batch: &[(usize, usize)], sinks: Option<&[f32]>) {
+    for kv_type in [KvType::F32, KvType::F16] {
+        let (fixture, q) = gqa_fixture(kv_type, shape, batch);
+        let expected = fixture.expected(shape, &q, sinks);
+        let out = run_gqa(gpu, shape, &fixture, kv_type, &q, sinks);
+        let bound = match kv_type {
+            KvType::F32 => BOUND,
+            KvType::F16 => TENSOR_CORE_BOUND,
+        };
+        let what = format!("{kv_type:?} {shape:?} {batch:?}");
+        assert_close(&out, &expected, bound, &what);
+    }
+}
+
+/// The host's shapes, and those of the tensor-core kernels that are not among them.
+fn shapes() -> Vec<AttentionShape> {
+    let mut shapes = cases::shapes();
+    for (heads, kv_heads, dim) in [(32, 4, 128), (4, 2, 256), (64, 8, 64), (12, 1, 192)] {
+        shapes.push(AttentionShape {
+            heads,
+            kv_heads,
+            k_head_dim: dim,
+            v_head_dim: if dim == 192 { 128 } else { dim },
+            scale: (dim as f32).powf(-0.5),
+            window: None,
+        });
+    }
+    shapes
+}
+
+#[test]
+fn gpu_gqa_agrees_with_f64_at_every_shape_and_batch() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    for shape in shapes() {
+        for batch in cases::BATCHES {
+            check_gqa(&gpu, &shape, batch, None);
+        }
+    }
+}
+
+#[test]
+fn gpu_gqa_agrees_with_f64_over_long_contexts() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let shapes = shapes();
+    for batch in cases::LONG_BATCHES {
+        for shape in [&shapes[0], &shapes[7], &shapes[9], &shapes[10]] {
+            check_gqa(&gpu, shape, batch, None);
+        }
+    }
+    let many: Vec<(usize, usize)> = (0..40).map(|i| (i * 37, 1 + i % 3)).collect();
+    check_gqa(&gpu, &shapes[9], &many, None);
+}
+
+#[test]
+fn gpu_windows_show_the_latest_positions_only() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let shapes = shapes();
+    for &window in cases::WINDOWS {
+        for batch in cases::BATCHES {
+            check_gqa(&gpu, &windowed(&shapes[0], window), batch, None);
+        }
+        for batch in cases::LONG_BATCHES {
+            check_gqa(&gpu, &windowed(&shapes[0], window), batch, None);
+        }
+    }
+}
+
+#[test]
+fn gpu_sinks_take_their_share_of_the_softmax() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    for shape in [&shapes()[0], &windowed(&shapes()[11], 128)] {
+        let mut sinks = Random::new(5).floats(shape.heads, 4.0);
+        (sinks[0], sinks[1]) = (-300.0, 40.0);
+        for batch in cases::BATCHES.iter().chain(cases::LONG_BATCHES) {
+            check_gqa(&gpu, shape, batch, Some(&sinks));
+        }
+    }
+}
+
+#[test]
+fn gpu_mla_agrees_with_f64_at_every_shape_and_batch() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let mut shapes = cases::mla_shapes();
+    shapes.push(MlaShape {
+        heads: 128,
+        ..shapes[0]
+    });
+    for shape in &shapes {
+        for batch in cases::BATCHES.iter().chain(&cases::LONG_BATCHES[..2]) {
+            for kv_type in [KvType::F32, KvType::F16] {
+                check_mla(&gpu, shape, batch, kv_type);
+            }
+        }
+    }
+}
+
+fn check_mla(gpu: &Gpu, shape: &MlaShape, batch: &[(usize, usize)], kv_type: KvType) {
+    let width = shape.kv_lora + shape.rope;
+    let mut fixture = Fixture::new(kv_type, (width, 0), batch);
+    let tokens = fixture.tokens();
+    let q = Random::new(5).floats(tokens * shape.heads * width, 1.0);
+    let latent: Vec<f32> = q
+        .chunks(width)
+        .flat_map(|row| row[..shape.kv_lora].to_vec())
+        .collect();
+    let there = OnGpu::new(gpu, &fixture, kv_type, (width, 0));
+    let expected = mla_expected(shape, &mut fixture, &q);
+    let (latent, rope) = (
+        GpuMatrix::of(gpu, tokens, &latent),
+        GpuMatrix::of(gpu, tokens, &q),
+    );
+    let out = GpuMatrix::poisoned(gpu, tokens, shape.heads * shape.kv_lora);
+    let scratch = GpuMatrix::poisoned(gpu, 1, shape.device_scratch_floats());
+    let query = DeviceMlaQuery {
+        latent: latent.matrix,
+        rope: rope.matrix,
+        rope_stride: width,
+        rope_offset: shape.kv_lora,
+    };
+    let (step, sequences) = (there.step.view(), fixture.sequences());
+    cuda::mla(
+        gpu,
+        shape,
+        &there.kv,
+        step,
+        &sequences,
+        &query,
+        out.matrix,
+        scratch.matrix,
+    )
+    .unwrap();
+    let bound = match kv_type {
+        KvType::F32 => BOUND,
+        KvType::F16 => TENSOR_CORE_BOUND,
+    };
+    assert_close(
+        &out.values(),
+        &expected,
+        bound,
+        &format!("{kv_type:?} {shape:?} {batch:?}"),
+    );
+}
+
+/// Rows of the cache as the GPU has them, after an append across pages.
+#[test]
+fn gpu_append_rounds_as_the_host_does_and_touches_nothing_else() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    for (kv_type, widths) in [
+        (KvType::F16, (24, 10)),
+        (KvType::F32, (7, 0)),
+        (KvType::F16, (576, 0)),
+    ] {
+        let fixture = Fixture::new(kv_type, widths, &[(60, 10), (0, 1), (64, 64)]);
+        let there = OnGpu::new(&gpu, &fixture, kv_type, widths);
+        let elements = (widths.0 + widths.1) * PAGE_TOKENS;
+        let bytes: Vec<u8> = there
+            .kv
+            .device()
+            .unwrap()
+            .read(0, there.kv.bytes())
+            .unwrap();
+        let row = |page: usize, at: usize, width: usize| -> Vec<f32> {
+            let start = page * elements + at;
+            match kv_type {
+                KvType::F16 => bytes[2 * start..][..2 * width]
+                    .chunks(2)
+                    .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())
+                    .collect(),
+                KvType::F32 => bytes[4 * start..][..4 * width]
+                    .chunks(4)
+                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                    .collect(),
+            }
+        };
+        for (sequence, (k, v)) in fixture
+            .sequences()
+            .iter()
+            .zip(fixture.k.iter().zip(&fixture.v))
+        {
+            for position in 0..sequence.pages.len() * PAGE_TOKENS {
+                let page = sequence.pages[position / PAGE_TOKENS].0 as usize;
+                let slot = position % PAGE_TOKENS;
+                let key = row(page, slot * widths.0, widths.0);
+                if position >= sequence.len() {
+                    assert!(
+                        key.iter().all(|x| x.is_nan()),
+                        "position {position} was written"
+                    );
+                    continue;
+                }
+                assert_eq!(key, k[position * widths.0..][..widths.0], "key {position}");
+                let at = PAGE_TOKENS * widths.0 + slot * widths.1;
+                assert_eq!(
+                    row(page, at, widths.1),
+                    v[position * widths.1..][..widths.1]
+                );
+            }
+        }
+    }
+}

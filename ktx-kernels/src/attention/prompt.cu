@@ -1,0 +1,219 @@
+// Attention of many queries over an F16 cache on tensor cores (sm_80 and later): prompts.
+//
+// Bound by arithmetic. A block of 4 warps has 64 entries (tokens x the query heads of a KV head) and walks the
+// positions a page at a time; a warp has 16 entries and keeps their softmax and result in registers
+// (FlashAttention-2). Keys and values have one buffer each: the next keys are copied while the softmax and
+// the second product run, the next values during the first. Queries stay in registers up to a head size of
+// 128 and in shared memory above. Blocks with the most positions start first.
+//
+// Rows in shared memory are padded by 16 bytes; see generate.cu.
+#include "mma.cuh"
+#include "paged.cuh"
+
+#define ENTRIES 64
+#define THREADS 128
+
+// Blocks of a multiprocessor at a head size of 128; more would spill registers.
+#if __CUDA_ARCH__ >= 1000
+#define KTX_BLOCKS 2
+#else
+#define KTX_BLOCKS 3
+#endif
+
+#ifdef KTX_TENSOR_CORES
+template <int DK, int DV>
+struct Prompt {
+    static constexpr int KEY_ROW = DK + 8, VALUE_ROW = DV + 8;
+    static constexpr bool QUERIES_IN_REGISTERS = DK <= 128;
+
+    // Copies the rows of one head in a page, D wide and `width` apart; zeros beyond `end`.
+    template <int D>
+    static __device__ __forceinline__ void fetch(__half* to, const __half* from, unsigned width, unsigned position, unsigned end) {
+#pragma unroll
+        for (int i = 0; i < PAGE_TOKENS * D / 8 / THREADS; i++) {
+            const unsigned chunk = i * THREADS + threadIdx.x, row = chunk / (D / 8), at = chunk % (D / 8) * 8;
+            copy_async(to + row * (D + 8) + at, from + (size_t)row * width + at, position + row < end);
+        }
+        commit_copies();
+    }
+
+    static __device__ __forceinline__ void run(const float* q, const float* sinks, const __half* cache, float* out,
+                                               float* scratch, const Batch& batch, unsigned heads,
+                                               unsigned kv_heads, float scale, unsigned window, unsigned splits) {
+        extern __shared__ float4 shared4[];
+        __half* keys = reinterpret_cast<__half*>(shared4);  // [PAGE_TOKENS, KEY_ROW]
+        __half* values = keys + PAGE_TOKENS * KEY_ROW;      // [PAGE_TOKENS, VALUE_ROW]
+        // [ENTRIES, KEY_ROW]; where they move on to registers, their place is the keys'.
+        __half* queries = QUERIES_IN_REGISTERS ? keys : values + PAGE_TOKENS * VALUE_ROW;
+        const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const unsigned kv_head = blockIdx.y, split = blockIdx.z, group = heads / kv_heads;
+        const unsigned tile_index = gridDim.x - 1 - blockIdx.x;
+        Tile tile;
+        if (!find_tile(batch, tile_index, ENTRIES, group, tile)) return;
+        const Span span = span_of(tile, group, window, splits, split);
+        if (span.begin >= span.end) return;
+
+        for (unsigned i = threadIdx.x; i < ENTRIES * DK / 4; i += THREADS) {
+            const unsigned e = i / (DK / 4), at = i % (DK / 4) * 4;
+            float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (e < tile.entries)
+                x = *reinterpret_cast<const float4*>(q + head_of(tile, e, group, heads, kv_head) * DK + at);
+            const float f = scale * LOG2_E;
+            *reinterpret_cast<uint2*>(queries + e * KEY_ROW + at) = make_uint2(pack(x.x * f, x.y * f), pack(x.z * f, x.w * f));
+        }
+        __syncthreads();
+        const __half* my_queries = queries + (warp * 16 + lane % 16) * KEY_ROW + lane / 16 * 8;
+        unsigned held[QUERIES_IN_REGISTERS ? DK / 16 : 1][4];
+        if (QUERIES_IN_REGISTERS) {
+#pragma unroll
+            for (int k = 0; k < DK / 16; k++) load_matrices(held[QUERIES_IN_REGISTERS ? k : 0], my_queries + k * 16);
+            __syncthreads();
+        }
+
+        const unsigned k_width = kv_heads * DK, v_width = kv_heads * DV;
+        const size_t page_elements = (size_t)(k_width + v_width) * PAGE_TOKENS;
+        auto fetch_keys = [&](unsigned position) {
+            if (position >= span.end) return commit_copies();
+            const __half* page = cache + tile.pages[position / PAGE_TOKENS] * page_elements;
+            fetch<DK>(keys, page + kv_head * DK, k_width, position, span.end);
+        };
+        auto fetch_values = [&](unsigned position) {
+            if (position >= span.end) return commit_copies();
+            const __half* page = cache + tile.pages[position / PAGE_TOKENS] * page_elements + (size_t)PAGE_TOKENS * k_width;
+            fetch<DV>(values, page + kv_head * DV, v_width, position, span.end);
+        };
+
+        // This thread's rows of the 16 x 8 results.
+        const unsigned rows[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
+        const unsigned limits[2] = {limit_of(tile, min(rows[0], tile.entries - 1), group),
+                                    limit_of(tile, min(rows[1], tile.entries - 1), group)};
+        // Pages between these need no mask.
+        const unsigned all_see = limit_of(tile, 0, group), latest = limit_of(tile, tile.entries - 1, group);
+        const unsigned all_from = window <= latest ? latest - window + 1 : 0;
+        float highest[2] = {-KTX_INFINITY, -KTX_INFINITY}, sum[2] = {0.0f, 0.0f};
+        float acc[DV / 8][4] = {};
+
+        fetch_keys(span.begin);
+        fetch_values(span.begin);
+        for (unsigned position = span.begin; position < span.end; position += PAGE_TOKENS) {
+            await_copies<1>();
+            __syncthreads();
+            float scores[PAGE_TOKENS / 8][4] = {};
+#pragma unroll(QUERIES_IN_REGISTERS ? DK / 16 : 2)
+            for (int k = 0; k < DK / 16; k++) {
+                unsigned a[4];
+                if (QUERIES_IN_REGISTERS) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) a[i] = held[QUERIES_IN_REGISTERS ? k : 0][i];
+                } else {
+                    load_matrices(a, my_queries + k * 16);
+                }
+#pragma unroll
+                for (int n = 0; n < PAGE_TOKENS / 16; n++) {
+                    unsigned b[4];
+                    load_matrices(b, keys + (n * 16 + lane / 16 * 8 + lane % 8) * KEY_ROW + k * 16 + lane / 8 % 2 * 8);
+                    multiply(scores[2 * n], a, b[0], b[1]);
+                    multiply(scores[2 * n + 1], a, b[2], b[3]);
+                }
+            }
+            __syncthreads();
+            fetch_keys(position + PAGE_TOKENS);
+
+            if (position + PAGE_TOKENS - 1 > all_see || position < all_from || position + PAGE_TOKENS > span.end) {
+#pragma unroll
+                for (int n = 0; n < PAGE_TOKENS / 8; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const unsigned at = position + n * 8 + lane % 4 * 2 + i % 2;
+                        if (at >= span.end || !sees(limits[i / 2], at, window)) scores[n][i] = -KTX_INFINITY;
+                    }
+            }
+            float rescale[2];
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float most = highest[r];
+#pragma unroll
+                for (int n = 0; n < PAGE_TOKENS / 8; n++) most = fmaxf(most, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+                most = fmaxf(most, __shfl_xor_sync(KTX_FULL_WARP, most, 1));
+                most = fmaxf(most, __shfl_xor_sync(KTX_FULL_WARP, most, 2));
+                const float base = base_of(most);
+                rescale[r] = fast_exp2(highest[r] - base);
+                highest[r] = most;
+                sum[r] *= rescale[r];
+#pragma unroll
+                for (int n = 0; n < PAGE_TOKENS / 8; n++) {
+                    scores[n][2 * r] = fast_exp2(scores[n][2 * r] - base);
+                    scores[n][2 * r + 1] = fast_exp2(scores[n][2 * r + 1] - base);
+                    sum[r] += scores[n][2 * r] + scores[n][2 * r + 1];
+                }
+            }
+#pragma unroll
+            for (int d = 0; d < DV / 8; d++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) acc[d][i] *= rescale[i / 2];
+
+            await_copies<1>();
+            __syncthreads();
+#pragma unroll
+            for (int k = 0; k < PAGE_TOKENS / 16; k++) {
+                const float(&low)[4] = scores[2 * k], (&high)[4] = scores[2 * k + 1];
+                const unsigned p[4] = {pack(low[0], low[1]), pack(low[2], low[3]), pack(high[0], high[1]), pack(high[2], high[3])};
+#pragma unroll
+                for (int d = 0; d < DV / 16; d++) {
+                    unsigned b[4];
+                    load_transposed(b, values + (k * 16 + lane % 16) * VALUE_ROW + d * 16 + lane / 16 * 8);
+                    multiply(acc[2 * d], p, b[0], b[1]);
+                    multiply(acc[2 * d + 1], p, b[2], b[3]);
+                }
+            }
+            __syncthreads();
+            fetch_values(position + PAGE_TOKENS);
+        }
+        await_copies<0>();
+
+        const Parts parts = part_of(scratch, ENTRIES, DV, gridDim.x, tile_index, kv_heads, kv_head, splits, split);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            sum[r] += __shfl_xor_sync(KTX_FULL_WARP, sum[r], 1);
+            sum[r] += __shfl_xor_sync(KTX_FULL_WARP, sum[r], 2);
+            if (rows[r] >= tile.entries) continue;
+            const size_t head = head_of(tile, rows[r], group, heads, kv_head);
+            float factor = 1.0f;
+            if (splits == 1) {
+                add_sink(sinks, head % heads, highest[r], sum[r], factor);
+                factor /= sum[r];
+            } else if (lane % 4 == 0) {
+                parts.sums[2 * rows[r]] = highest[r];
+                parts.sums[2 * rows[r] + 1] = sum[r];
+            }
+            float* to = (splits == 1 ? out + head * DV : parts.values + (size_t)rows[r] * DV) + lane % 4 * 2;
+#pragma unroll
+            for (int d = 0; d < DV / 8; d++)
+                *reinterpret_cast<float2*>(to + d * 8) = make_float2(acc[d][2 * r] * factor, acc[d][2 * r + 1] * factor);
+        }
+    }
+};
+#define KTX_PROMPT_BODY(dk, dv)                                                                                  \
+    Prompt<dk, dv>::run(q, sinks, cache, out, scratch,                                                           \
+                        Batch{first_row, tokens, past, page_table, sequences, max_pages}, heads, kv_heads,      \
+                        scale, window, splits);
+#else
+#define KTX_PROMPT_BODY(dk, dv)
+#endif
+
+#define KTX_PROMPT(dk, dv)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS, dk == 128 ? KTX_BLOCKS : 1)                                                     \
+        ktx_prompt_##dk##_##dv(const float* q, const float* sinks, const __half* cache, float* out,               \
+                               float* scratch, const unsigned* first_row, const unsigned* tokens, const unsigned* past,          \
+                               const unsigned* page_table, unsigned sequences, unsigned max_pages,                \
+                               unsigned heads, unsigned kv_heads, float scale, unsigned window,                   \
+                               unsigned splits) {                                                                 \
+        KTX_PROMPT_BODY(dk, dv)                                                                                   \
+    }
+
+KTX_PROMPT(64, 64)
+KTX_PROMPT(80, 80)
+KTX_PROMPT(96, 96)
+KTX_PROMPT(128, 128)
+KTX_PROMPT(192, 128)
+KTX_PROMPT(256, 256)

@@ -1,0 +1,192 @@
+// Attention without tensor cores: every shape, both cache types, every GPU. What the tensor-core kernels do
+// not take runs here: GPUs before sm_80, F32 caches, odd head sizes.
+//
+// A block of 128 threads has up to ENTRIES queries that read one KV head and walks the positions 128 at a
+// time. Scores: a thread has one position and multiplies its key row with all queries, which are broadcast
+// from shared memory. Values: a thread has up to four columns of all queries. Sums are in f32. Bound by
+// arithmetic from 8 queries on (2 instructions for each element of the cache and query), by memory below.
+//
+// In latent attention the key row is [c | k_pe], the query is in two buffers, and the values are the first
+// columns of the keys.
+#include "paged.cuh"
+
+#define THREADS 128
+#define ENTRIES 8
+#define COLUMNS 4
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+
+// N elements of a key row, aligned to 8 or 16 bytes where N is 4.
+template <typename T, int N>
+__device__ __forceinline__ void load(const T* p, float (&out)[N]) {
+    if (N == 4 && sizeof(T) == 4) {
+        const float4 v = *reinterpret_cast<const float4*>(p);
+        out[0] = v.x, out[1 % N] = v.y, out[2 % N] = v.z, out[3 % N] = v.w;
+    } else if (N == 4) {
+        const uint2 v = *reinterpret_cast<const uint2*>(p);
+        const float2 a = __half22float2(*reinterpret_cast<const __half2*>(&v.x));
+        const float2 b = __half22float2(*reinterpret_cast<const __half2*>(&v.y));
+        out[0] = a.x, out[1 % N] = a.y, out[2 % N] = b.x, out[3 % N] = b.y;
+    } else {
+        out[0] = widen(p[0]);
+    }
+}
+
+// Scores of one key row with all queries; `queries` is [k_dim, ENTRIES].
+template <typename T, int N>
+__device__ __forceinline__ void score(const T* key, const float* queries, unsigned k_dim, float (&scores)[ENTRIES]) {
+    for (unsigned i = 0; i < k_dim; i += N) {
+        float k[N];
+        load<T, N>(key + i, k);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const float4* q = reinterpret_cast<const float4*>(queries + (i + n) * ENTRIES);
+#pragma unroll
+            for (int e = 0; e < ENTRIES / 4; e++) {
+                const float4 v = q[e];
+                scores[4 * e] += k[n] * v.x;
+                scores[4 * e + 1] += k[n] * v.y;
+                scores[4 * e + 2] += k[n] * v.z;
+                scores[4 * e + 3] += k[n] * v.w;
+            }
+        }
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void attend(const float* q, const float* q_tail, const float* sinks, const T* cache,
+                                       float* out, float* scratch, Batch batch, unsigned heads, unsigned kv_heads,
+                                       unsigned k_dim, unsigned v_dim, unsigned q_dim, unsigned tail_stride,
+                                       unsigned tail_offset, int latent, float scale, unsigned window,
+                                       unsigned splits) {
+    extern __shared__ float4 shared4[];
+    float* queries = reinterpret_cast<float*>(shared4);  // [k_dim, ENTRIES]
+    float* weights = queries + k_dim * ENTRIES;          // [THREADS, ENTRIES]
+    __shared__ float partial[THREADS / 32][ENTRIES], maxima[ENTRIES];
+    const unsigned kv_head = blockIdx.y, split = blockIdx.z, group = heads / kv_heads, t = threadIdx.x;
+    Tile tile;
+    if (!find_tile(batch, blockIdx.x, ENTRIES, group, tile)) return;
+    const Span span = span_of(tile, group, window, splits, split);
+    if (span.begin >= span.end) return;
+
+    for (unsigned i = t; i < k_dim * ENTRIES; i += THREADS) {
+        const unsigned e = i % ENTRIES, d = i / ENTRIES;
+        float x = 0.0f;
+        if (e < tile.entries) {
+            const size_t head = head_of(tile, e, group, heads, kv_head);
+            x = d < q_dim ? q[head * q_dim + d] : q_tail[head * tail_stride + tail_offset + d - q_dim];
+        }
+        queries[i] = x * (scale * LOG2_E);
+    }
+    __syncthreads();
+
+    const unsigned k_width = kv_heads * k_dim, v_width = latent ? 0 : kv_heads * v_dim;
+    const size_t page_elements = (size_t)(k_width + v_width) * PAGE_TOKENS;
+    const bool vector = k_dim % 4 == 0;
+    float acc[COLUMNS][ENTRIES] = {}, sums[ENTRIES] = {}, highest[ENTRIES];
+#pragma unroll
+    for (int e = 0; e < ENTRIES; e++) highest[e] = -KTX_INFINITY;
+
+    for (unsigned start = span.begin; start < span.end; start += THREADS) {
+        const unsigned position = start + t;
+        float scores[ENTRIES] = {};
+        if (position < span.end) {
+            const T* page = cache + tile.pages[position / PAGE_TOKENS] * page_elements;
+            const T* key = page + (size_t)(position % PAGE_TOKENS) * k_width + kv_head * k_dim;
+            if (vector) score<T, 4>(key, queries, k_dim, scores);
+            else score<T, 1>(key, queries, k_dim, scores);
+        }
+#pragma unroll
+        for (int e = 0; e < ENTRIES; e++) {
+            const bool visible = position < span.end && e < tile.entries && sees(limit_of(tile, e, group), position, window);
+            if (!visible) scores[e] = -KTX_INFINITY;
+            const float most = warp_max(scores[e]);
+            if (t % 32 == 0) partial[t / 32][e] = most;
+        }
+        __syncthreads();
+        if (t < ENTRIES) {
+            float most = -KTX_INFINITY;
+            for (int w = 0; w < THREADS / 32; w++) most = fmaxf(most, partial[w][t]);
+            maxima[t] = most;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int e = 0; e < ENTRIES; e++) {
+            const float most = fmaxf(highest[e], maxima[e]), base = base_of(most);
+            const float weight = exp2f(scores[e] - base), rescale = exp2f(highest[e] - base);
+            highest[e] = most;
+            weights[t * ENTRIES + e] = weight;
+            sums[e] = sums[e] * rescale + weight;
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++) acc[c][e] *= rescale;
+        }
+        __syncthreads();
+        const unsigned count = min((unsigned)THREADS, span.end - start);
+        for (unsigned j = 0; j < count; j++) {
+            const unsigned at = start + j;
+            const T* page = cache + tile.pages[at / PAGE_TOKENS] * page_elements;
+            const T* value = latent ? page + (size_t)(at % PAGE_TOKENS) * k_width
+                                    : page + (size_t)PAGE_TOKENS * k_width + (size_t)(at % PAGE_TOKENS) * v_width + kv_head * v_dim;
+            float w[ENTRIES];
+#pragma unroll
+            for (int e = 0; e < ENTRIES / 4; e++) {
+                const float4 v = reinterpret_cast<const float4*>(weights + j * ENTRIES)[e];
+                w[4 * e] = v.x, w[4 * e + 1] = v.y, w[4 * e + 2] = v.z, w[4 * e + 3] = v.w;
+            }
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++) {
+                const unsigned column = t + c * THREADS;
+                if (column >= v_dim) break;
+                const float v = widen(value[column]);
+#pragma unroll
+                for (int e = 0; e < ENTRIES; e++) acc[c][e] += w[e] * v;
+            }
+        }
+        __syncthreads();
+    }
+
+    const Parts parts = part_of(scratch, ENTRIES, v_dim, gridDim.x, blockIdx.x, kv_heads, kv_head, splits, split);
+#pragma unroll
+    for (int e = 0; e < ENTRIES; e++) {
+        const float sum = warp_sum(sums[e]);
+        if (t % 32 == 0) partial[t / 32][e] = sum;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int e = 0; e < ENTRIES; e++) {
+        if (e >= tile.entries) break;
+        float sum = 0.0f;
+        for (int w = 0; w < THREADS / 32; w++) sum += partial[w][e];
+        const size_t head = head_of(tile, e, group, heads, kv_head);
+        float factor = 1.0f;
+        if (splits == 1) {
+            add_sink(sinks, head % heads, highest[e], sum, factor);
+            factor /= sum;
+        } else if (t == 0) {
+            parts.sums[2 * e] = highest[e];
+            parts.sums[2 * e + 1] = sum;
+        }
+        float* to = splits == 1 ? out + head * v_dim : parts.values + (size_t)e * v_dim;
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            const unsigned column = t + c * THREADS;
+            if (column < v_dim) to[column] = acc[c][e] * factor;
+        }
+    }
+}
+
+#define KTX_ATTEND_SCALAR(name, type)                                                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                         \
+        name(const float* q, const float* q_tail, const float* sinks, const type* cache, float* out,              \
+             float* scratch, const unsigned* first_row, const unsigned* tokens, const unsigned* past,                            \
+             const unsigned* page_table, unsigned sequences, unsigned max_pages, unsigned heads,                  \
+             unsigned kv_heads, unsigned k_dim, unsigned v_dim, unsigned q_dim, unsigned tail_stride,             \
+             unsigned tail_offset, int latent, float scale, unsigned window, unsigned splits) {                   \
+        attend<type>(q, q_tail, sinks, cache, out, scratch,                                                       \
+                     Batch{first_row, tokens, past, page_table, sequences, max_pages}, heads, kv_heads, k_dim,   \
+                     v_dim, q_dim, tail_stride, tail_offset, latent, scale, window, splits);                      \
+    }
+
+KTX_ATTEND_SCALAR(ktx_attend_scalar_f16, __half)
+KTX_ATTEND_SCALAR(ktx_attend_scalar_f32, float)
