@@ -114,6 +114,14 @@ impl Gpu {
         if let Some(inner) = known.and_then(|(_, weak)| weak.upgrade()) {
             return Ok(Self { inner });
         }
+        let gpu = Self::connect(index)?;
+        open.retain(|(i, _)| *i != index);
+        open.push((index, Arc::downgrade(&gpu.inner)));
+        Ok(gpu)
+    }
+
+    /// The GPU of this number with a stream of its own.
+    fn connect(index: u16) -> Result<Self, CudaError> {
         let info = probe::device(index)?;
         let mut device = 0;
         // SAFETY: the probe initialised the driver; writes one handle.
@@ -126,21 +134,20 @@ impl Gpu {
         let mut stream = std::ptr::null_mut();
         // SAFETY: writes one handle; 1 is CU_STREAM_NON_BLOCKING.
         unsafe { cu!(cuStreamCreate(&mut stream, 1)) }?;
-        let inner = Arc::new(Inner {
-            info,
-            device,
-            context,
-            stream,
-            loaded: Mutex::default(),
-        });
-        open.retain(|(i, _)| *i != index);
-        open.push((index, Arc::downgrade(&inner)));
-        Ok(Self { inner })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                info,
+                device,
+                context,
+                stream,
+                loaded: Mutex::default(),
+            }),
+        })
     }
 
-    /// The first GPU, for a test; without one says so on standard error and gives none.
+    /// The first GPU with a stream of its own, for a test; without one says so on standard error and gives none.
     pub fn for_tests() -> Option<Self> {
-        match Self::open(0) {
+        match Self::connect(0) {
             Ok(gpu) => Some(gpu),
             Err(error) => {
                 let test = std::thread::current().name().unwrap_or("test").to_owned();
