@@ -114,6 +114,20 @@ static COMPILED: &[Compiled] = &[
         ptx: include_bytes!("gate_gate.ptx.z"),
     },
     Compiled {
+        module: "heads/heads",
+        cubins: &[
+            (70, include_bytes!("heads_heads.70.z")),
+            (75, include_bytes!("heads_heads.75.z")),
+            (80, include_bytes!("heads_heads.80.z")),
+            (86, include_bytes!("heads_heads.86.z")),
+            (89, include_bytes!("heads_heads.89.z")),
+            (90, include_bytes!("heads_heads.90a.z")),
+            (100, include_bytes!("heads_heads.100.z")),
+            (120, include_bytes!("heads_heads.120.z")),
+        ],
+        ptx: include_bytes!("heads_heads.ptx.z"),
+    },
+    Compiled {
         module: "norm/norm",
         cubins: &[
             (70, include_bytes!("norm_norm.70.z")),
@@ -181,11 +195,12 @@ static SOURCES: &[(&str, u64)] = &[
     ("attention/scalar.cu", 0x856949c0a39660a),
     ("cuda/handover.cu", 0x3f838a029a56e2f9),
     ("gate/gate.cu", 0x2b19c23c9e5bb2b0),
+    ("heads/heads.cu", 0x8a7a8d59bce984d5),
     ("norm/norm.cu", 0xaf6004a2bef2a643),
     ("rope/rope.cu", 0x5ef4a20f1674bb92),
     ("rows/rows.cu", 0x967ee1206de5dfb2),
     ("topk/topk.cu", 0xd63f2827d8c5528a),
-    ("attention/mma.cuh", 0x853a4432146716ac),
     ("attention/paged.cuh", 0xdc04f7b4afd9c7c7),
+    ("cuda/mma.cuh", 0x853a4432146716ac),
     ("cuda/reduce.cuh", 0x339369bd490e783b),
 ];
