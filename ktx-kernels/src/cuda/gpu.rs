@@ -100,6 +100,9 @@ pub enum Arg {
     U64(u64),
     /// `float`.
     F32(f32),
+    /// A structure by value: the address of one that is laid out as the kernel's and lives until the launch
+    /// returns.
+    Struct(*const c_void),
 }
 
 impl Gpu {
@@ -286,6 +289,7 @@ impl Gpu {
                 Arg::I32(v) => std::ptr::from_ref(v).cast(),
                 Arg::U32(v) => std::ptr::from_ref(v).cast(),
                 Arg::F32(v) => std::ptr::from_ref(v).cast(),
+                Arg::Struct(v) => *v,
             };
             *pointer = value.cast_mut();
         }

@@ -34,12 +34,15 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod cases;
+pub mod cuda;
 mod dispatch;
 mod error;
 mod float;
 mod float_kernels;
 #[cfg(test)]
 mod fp8_tests;
+#[cfg(test)]
+mod gpu_tests;
 mod int8_kernels;
 mod isa;
 mod portable;
