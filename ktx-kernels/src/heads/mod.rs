@@ -6,6 +6,8 @@
 //! tokens: its rows are gathered, quantised and multiplied where they lie in the worker's cache.
 //! Bound by reading the matrices once; with more tokens than a tile they are read once a tile.
 
+pub mod cuda;
+
 use std::cell::RefCell;
 
 use crate::disjoint::DisjointMut;

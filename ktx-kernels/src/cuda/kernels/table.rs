@@ -114,6 +114,20 @@ static COMPILED: &[Compiled] = &[
         ptx: include_bytes!("gate_gate.ptx.z"),
     },
     Compiled {
+        module: "heads/heads",
+        cubins: &[
+            (70, include_bytes!("heads_heads.70.z")),
+            (75, include_bytes!("heads_heads.75.z")),
+            (80, include_bytes!("heads_heads.80.z")),
+            (86, include_bytes!("heads_heads.86.z")),
+            (89, include_bytes!("heads_heads.89.z")),
+            (90, include_bytes!("heads_heads.90a.z")),
+            (100, include_bytes!("heads_heads.100.z")),
+            (120, include_bytes!("heads_heads.120.z")),
+        ],
+        ptx: include_bytes!("heads_heads.ptx.z"),
+    },
+    Compiled {
         module: "linear/gemm",
         cubins: &[
             (70, include_bytes!("linear_gemm.70.z")),
@@ -223,6 +237,7 @@ static SOURCES: &[(&str, u64)] = &[
     ("attention/scalar.cu", 0x856949c0a39660a),
     ("cuda/handover.cu", 0x3f838a029a56e2f9),
     ("gate/gate.cu", 0x2b19c23c9e5bb2b0),
+    ("heads/heads.cu", 0x8a7a8d59bce984d5),
     ("linear/gemm.cu", 0x1118fd7a032a2ea8),
     ("linear/gemv.cu", 0x93ea068de7bfd994),
     ("linear/repack.cu", 0x6f4218caf9fb582c),

@@ -1,0 +1,113 @@
+// One small matrix product per attention head: out[t, h] = W_h x[t, h], with W_h [rows, cols] in F16.
+//
+// Few tokens: bound by reading the matrices once (16 MiB a layer in DeepSeek-V3). A row of a matrix belongs
+// to 8, 16 or 32 lanes, which take 16 bytes of it at a time; up to 4 tokens share what was read. Many
+// tokens: tensor cores (sm_80 and later), 64 tokens x 64 rows a block, 64 columns at a time, the next
+// columns of the matrix copied meanwhile.
+//
+// x of token t and head h starts at t * x_width + x_offset + h * x_stride; out is [tokens, heads, rows].
+#include "mma.cuh"
+#include "reduce.cuh"
+
+#define FEW 4
+
+__device__ __forceinline__ float2 halves(unsigned both) {
+    return __half22float2(*reinterpret_cast<const __half2*>(&both));
+}
+
+// blockIdx: rows, head, tokens by FEW. Shared memory: FEW * cols floats. cols is x_cols rounded up to a
+// multiple of 8, with zeros behind.
+extern "C" __global__ void __launch_bounds__(128)
+    ktx_heads_few(const __half* weights, const float* x, float* out, unsigned tokens, unsigned heads, unsigned rows,
+                  unsigned cols, unsigned x_width, unsigned x_stride, unsigned x_offset, unsigned x_cols,
+                  unsigned lanes) {
+    extern __shared__ float4 shared4[];
+    float* shared = reinterpret_cast<float*>(shared4);
+    const unsigned head = blockIdx.y, first = blockIdx.z * FEW, count = min((unsigned)FEW, tokens - first);
+    const unsigned lane = threadIdx.x % lanes, per_block = blockDim.x / lanes;
+    const unsigned row = blockIdx.x * per_block + threadIdx.x / lanes;
+    const uint4* w = reinterpret_cast<const uint4*>(weights + ((size_t)head * rows + min(row, rows - 1)) * cols);
+    for (unsigned i = threadIdx.x; i < FEW * cols; i += blockDim.x) {
+        const unsigned t = i / cols, c = i % cols;
+        shared[i] = t < count && c < x_cols ? x[(size_t)(first + t) * x_width + x_offset + head * x_stride + c] : 0.0f;
+    }
+    __syncthreads();
+    float sums[FEW] = {};
+    for (unsigned chunk = lane; chunk < cols / 8; chunk += lanes) {
+        const uint4 v = w[chunk];
+        const float2 a = halves(v.x), b = halves(v.y), c = halves(v.z), d = halves(v.w);
+#pragma unroll
+        for (int t = 0; t < FEW; t++) {
+            const float4* q = reinterpret_cast<const float4*>(shared + t * cols + chunk * 8);
+            const float4 low = q[0], high = q[1];
+            sums[t] += a.x * low.x + a.y * low.y + b.x * low.z + b.y * low.w;
+            sums[t] += c.x * high.x + c.y * high.y + d.x * high.z + d.y * high.w;
+        }
+    }
+#pragma unroll
+    for (int t = 0; t < FEW; t++) {
+        for (unsigned step = lanes / 2; step > 0; step /= 2) sums[t] += __shfl_xor_sync(KTX_FULL_WARP, sums[t], step);
+        if (lane == 0 && row < rows && t < count) out[((size_t)(first + t) * heads + head) * rows + row] = sums[t];
+    }
+}
+
+#define TILE 64
+#define ROW (TILE + 8)
+
+// blockIdx: rows by TILE, tokens by TILE, head. cols is a multiple of TILE.
+extern "C" __global__ void __launch_bounds__(128)
+    ktx_heads_many(const __half* weights, const float* x, float* out, unsigned tokens, unsigned heads,
+                   unsigned rows, unsigned cols, unsigned x_width, unsigned x_stride, unsigned x_offset) {
+#ifdef KTX_TENSOR_CORES
+    __shared__ __half w[2][TILE * ROW], a[TILE * ROW];
+    const unsigned first_row = blockIdx.x * TILE, first = blockIdx.y * TILE, head = blockIdx.z;
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    weights += (size_t)head * rows * cols;
+    x += x_offset + (size_t)head * x_stride;
+    auto fetch = [&](unsigned col, __half* to) {
+#pragma unroll
+        for (int i = 0; i < TILE * TILE / 8 / 128; i++) {
+            const unsigned chunk = i * 128 + threadIdx.x, r = chunk / 8, at = chunk % 8 * 8;
+            const bool there = first_row + r < rows && col < cols;
+            copy_async(to + r * ROW + at, weights + (there ? (size_t)(first_row + r) * cols + col + at : 0), there);
+        }
+        commit_copies();
+    };
+    fetch(0, w[0]);
+    float acc[TILE / 8][4] = {};
+    for (unsigned col = 0, stage = 0; col < cols; col += TILE, stage ^= 1) {
+        __syncthreads();
+        fetch(col + TILE, w[stage ^ 1]);
+#pragma unroll
+        for (int i = 0; i < TILE * TILE / 4 / 128; i++) {
+            const unsigned quad = i * 128 + threadIdx.x, t = quad / 16, at = quad % 16 * 4;
+            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (first + t < tokens) v = *reinterpret_cast<const float4*>(x + (size_t)(first + t) * x_width + col + at);
+            *reinterpret_cast<uint2*>(a + t * ROW + at) = make_uint2(pack(v.x, v.y), pack(v.z, v.w));
+        }
+        await_copies<1>();
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < TILE / 16; k++) {
+            unsigned left[4];
+            load_matrices(left, a + (warp * 16 + lane % 16) * ROW + k * 16 + lane / 16 * 8);
+#pragma unroll
+            for (int n = 0; n < TILE / 16; n++) {
+                unsigned right[4];
+                load_matrices(right, w[stage] + (n * 16 + lane / 16 * 8 + lane % 8) * ROW + k * 16 + lane / 8 % 2 * 8);
+                multiply(acc[2 * n], left, right[0], right[1]);
+                multiply(acc[2 * n + 1], left, right[2], right[3]);
+            }
+        }
+    }
+    await_copies<0>();
+#pragma unroll
+    for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const unsigned t = first + warp * 16 + lane / 4 + 8 * r, row = first_row + n * 8 + lane % 4 * 2;
+            if (t < tokens && row < rows)
+                *reinterpret_cast<float2*>(out + ((size_t)t * heads + head) * rows + row) = make_float2(acc[n][2 * r], acc[n][2 * r + 1]);
+        }
+#endif
+}
