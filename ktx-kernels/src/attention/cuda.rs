@@ -1,10 +1,10 @@
 //! Attention on a GPU over the paged cache: [`gqa`], [`mla`], and what writes to the cache.
 //!
 //! Kernels read lengths and pages from the step's memory; a launch depends on the sequences' numbers of
-//! new tokens alone, so that a captured one stays valid while contexts grow. Three kernels share the work:
-//! `generate.cu` for few queries, `prompt.cu` for many, both on tensor cores over F16 caches, and
-//! `scalar.cu` for every other shape, cache and GPU. Positions are cut into parts where there are too few
-//! tiles of queries to fill the GPU, which `join.cu` puts together.
+//! new tokens alone, so that a captured one stays valid while contexts grow. Four kernels share the work:
+//! `generate.cu` for few queries, `prompt.cu` for many and `latent.cu` for latent attention, all on tensor
+//! cores over F16 caches, and `scalar.cu` for every other shape, cache and GPU. Positions are cut into parts
+//! where there are too few tiles of queries to fill the GPU, which `join.cu` puts together.
 
 use super::{AttentionShape, MlaShape};
 use crate::cuda::{Arg, CudaError, DeviceBuffer, DeviceMatrix, Gpu, Launch, StepView};
@@ -14,8 +14,8 @@ use crate::kv::{KvType, LayerKv, SequenceKv};
 const MOST_PARTS: usize = 320;
 /// Parts of one tile, at most; `join.cu` has room for as many factors.
 const MOST_SPLITS: usize = 512;
-/// Blocks to start for each multiprocessor before positions are no longer cut.
-const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
+/// Pages of a part, at least; the kernels' `LEAST_PAGES`.
+const LEAST_PAGES: u32 = 2;
 /// Queries of a KV head up to which the kernel for few queries is used.
 const FEW_QUERIES: usize = 32;
 
@@ -24,14 +24,21 @@ const SCALAR_ENTRIES: usize = 8;
 const SCALAR_THREADS: usize = 128;
 /// Columns of values that `scalar.cu` has threads for.
 const SCALAR_COLUMNS: usize = 512;
-/// Queries of a tile of `generate.cu`, positions of a warp's step, and threads.
+/// Queries of a tile of `generate.cu` and positions of a warp's step.
 const GENERATE_ENTRIES: usize = 16;
 const GENERATE_TOKENS: usize = 16;
-const GENERATE_THREADS: usize = 128;
+/// Its shared memory that is not dynamic, at most.
+const GENERATE_STATIC: usize = 2048;
 /// Queries of a tile of `prompt.cu`, positions of a step, and threads.
 const PROMPT_ENTRIES: usize = 64;
 const PROMPT_TOKENS: usize = 64;
 const PROMPT_THREADS: usize = 128;
+/// Widths that `latent.cu` is made for: compressed, rotated.
+const LATENT_DIMS: (usize, usize) = (512, 64);
+/// Positions of its step.
+const LATENT_TOKENS: usize = 32;
+/// Threads of `join.cu`.
+const JOIN_THREADS: u32 = 256;
 /// Padding of a row of halves in shared memory.
 const PADDING: usize = 8;
 
@@ -120,16 +127,21 @@ impl Job<'_> {
         self.heads / self.kv_heads
     }
 
-    fn cut(&self, entries: usize) -> Cut {
+    /// Tiles of `entries` queries, cut into parts until there are `blocks` for each multiprocessor.
+    fn cut(&self, entries: usize, blocks: usize) -> Cut {
         let queries = self.sequences.iter().map(|s| s.tokens * self.group());
         let tiles = queries.map(|n| n.div_ceil(entries)).sum::<usize>();
-        let parts = MOST_PARTS.min(BLOCKS_PER_MULTIPROCESSOR * self.gpu.info().multiprocessors);
+        let parts = MOST_PARTS.min(blocks * self.gpu.info().multiprocessors);
         let splits = parts / (tiles * self.kv_heads).max(1);
         Cut {
             entries,
             tiles,
             splits: splits.clamp(1, MOST_SPLITS.min(self.step.max_pages()).max(1)),
         }
+    }
+
+    fn tokens(&self) -> usize {
+        self.sequences.iter().map(|s| s.tokens).max().unwrap_or(0)
     }
 
     fn batch_args(&self) -> [Arg; 6] {
@@ -148,16 +160,21 @@ impl Job<'_> {
         if self.out.is_empty() {
             return Ok(());
         }
+        let tensor_cores = self.kv_type == KvType::F16 && self.gpu.compute() >= TENSOR_CORE_COMPUTE;
         let dims = (self.k_dim, self.v_dim);
-        let tensor_cores = latent.is_none()
-            && self.kv_type == KvType::F16
-            && self.gpu.compute() >= TENSOR_CORE_COMPUTE
-            && TENSOR_CORE_DIMS.contains(&dims);
-        let tokens = self.sequences.iter().map(|s| s.tokens).max().unwrap_or(0);
-        let cut = match tensor_cores {
-            true if tokens * self.group() <= FEW_QUERIES => self.generate()?,
-            true => self.prompt()?,
-            false => self.scalar(latent)?,
+        let cut = match latent {
+            Some(query)
+                if tensor_cores && dims == (LATENT_DIMS.0 + LATENT_DIMS.1, LATENT_DIMS.0) =>
+            {
+                self.latent(query)?
+            }
+            None if tensor_cores && TENSOR_CORE_DIMS.contains(&dims) => {
+                if self.tokens() * self.group() <= FEW_QUERIES {
+                    return self.generate();
+                }
+                self.prompt()?
+            }
+            _ => self.scalar(latent)?,
         };
         match cut.splits {
             1 => Ok(()),
@@ -189,22 +206,52 @@ impl Job<'_> {
         args
     }
 
-    fn generate(&self) -> Result<Cut, CudaError> {
-        let cut = self.cut(GENERATE_ENTRIES);
+    /// The kernel for few queries, which joins its parts itself.
+    fn generate(&self) -> Result<(), CudaError> {
         let (warps, stages, bytes) =
             generate_memory(self.k_dim, self.v_dim, self.gpu.info().shared_per_block);
+        let cut = self.cut(GENERATE_ENTRIES, 1);
         let mut args = self.tensor_core_args(cut);
         args.push(Arg::U32(stages as u32));
         let name = format!("ktx_generate_{}_{}", self.k_dim, self.v_dim);
         let function = self.gpu.function("attention/generate", &name)?;
         let launch = self.grid(cut, 32 * warps).with_shared(bytes);
         // SAFETY: the kernel's arguments; the callers checked every matrix and the cache against the shape.
+        unsafe { self.gpu.launch(function, launch, &args) }
+    }
+
+    fn latent(&self, query: &DeviceMlaQuery) -> Result<Cut, CudaError> {
+        let shared = self.gpu.info().shared_per_block;
+        let wide = self.tokens() * self.heads > 16 && latent_memory(64, 8) <= shared;
+        let (entries, warps, blocks) = if wide { (64, 8, 1) } else { (16, 4, 2) };
+        let cut = self.cut(entries, blocks);
+        let mut args = vec![
+            self.q.arg(),
+            query.rope.arg(),
+            Arg::Ptr(self.cache.address()),
+            self.out.arg(),
+            self.scratch.arg(),
+        ];
+        args.extend(self.batch_args());
+        args.extend([
+            Arg::U32(self.heads as u32),
+            Arg::U32(query.rope_stride as u32),
+            Arg::U32(query.rope_offset as u32),
+            Arg::F32(self.scale),
+            Arg::U32(cut.splits as u32),
+        ]);
+        let launch = self.grid(cut, 32 * warps);
+        let launch = launch.with_shared(latent_memory(entries, warps));
+        let function = self
+            .gpu
+            .function("attention/latent", &format!("ktx_latent_{entries}"))?;
+        // SAFETY: as above.
         unsafe { self.gpu.launch(function, launch, &args) }?;
         Ok(cut)
     }
 
     fn prompt(&self) -> Result<Cut, CudaError> {
-        let cut = self.cut(PROMPT_ENTRIES);
+        let cut = self.cut(PROMPT_ENTRIES, 2);
         let bytes = prompt_memory(self.k_dim, self.v_dim);
         let args = self.tensor_core_args(cut);
         let name = format!("ktx_prompt_{}_{}", self.k_dim, self.v_dim);
@@ -221,7 +268,7 @@ impl Job<'_> {
             "attention on a GPU: values of {} elements; {SCALAR_COLUMNS} at most",
             self.v_dim
         );
-        let cut = self.cut(SCALAR_ENTRIES);
+        let cut = self.cut(SCALAR_ENTRIES, 2);
         let tail = latent.map_or(0, |query| query.rope.address());
         let mut args = vec![
             self.q.arg(),
@@ -268,31 +315,37 @@ impl Job<'_> {
             Arg::U32(self.v_dim as u32),
             Arg::U32(self.window),
             Arg::U32(cut.splits as u32),
+            Arg::U32(LEAST_PAGES),
         ]);
-        let threads = self.v_dim.div_ceil(4).next_multiple_of(32).min(128);
-        let launch = Launch::grid([cut.entries, cut.tiles, self.kv_heads], threads as u32);
+        let launch = Launch::grid([cut.entries, cut.tiles, self.kv_heads], JOIN_THREADS);
         let function = self.gpu.function("attention/join", "ktx_attend_join")?;
         // SAFETY: as above; the parts are those that the kernel before left.
         unsafe { self.gpu.launch(function, launch, &args) }
     }
 }
 
-/// Warps, buffers of each, and bytes of shared memory of `generate.cu`: as many buffers as leave room for
-/// two blocks on a multiprocessor, and fewer warps where even two do not fit.
+/// Warps, buffers of each, and bytes of shared memory of `generate.cu`: as many warps, then as many buffers
+/// as there is room for.
 fn generate_memory(k_dim: usize, v_dim: usize, shared: usize) -> (usize, usize, usize) {
     let row = k_dim + PADDING;
     let bytes = |warps: usize, stages: usize| {
         let stage = GENERATE_TOKENS * (row + v_dim + PADDING);
         2 * (GENERATE_ENTRIES * row + warps * stages * stage)
     };
-    for (warps, stages) in [(4, 4), (4, 3), (4, 2), (2, 3), (2, 2)] {
-        if 2 * (bytes(warps, stages) + 2048) <= shared {
-            return (warps, stages, bytes(warps, stages));
-        }
-    }
-    let warps = if bytes(4, 2) + 2048 <= shared { 4 } else { 2 };
-    debug_assert!(32 * warps <= GENERATE_THREADS);
-    (warps, 2, bytes(warps, 2))
+    let choices = [(8, 4), (8, 3), (8, 2), (4, 4), (4, 3), (4, 2), (2, 3)];
+    let fitting = choices
+        .into_iter()
+        .find(|(w, s)| bytes(*w, *s) + GENERATE_STATIC <= shared);
+    let (warps, stages) = fitting.unwrap_or((2, 2));
+    (warps, stages, bytes(warps, stages))
+}
+
+/// The structure `Shared` of `latent.cu`.
+fn latent_memory(entries: usize, warps: usize) -> usize {
+    let row = LATENT_DIMS.0 + LATENT_DIMS.1 + PADDING;
+    let halves = (entries + 2 * LATENT_TOKENS) * row + entries * (LATENT_TOKENS + PADDING);
+    let across = warps / (entries / 16);
+    2 * halves + size_of::<f32>() * entries * (2 * across + 1)
 }
 
 fn prompt_memory(k_dim: usize, v_dim: usize) -> usize {
@@ -510,16 +563,19 @@ mod tests {
 
     #[test]
     fn every_shape_fits_the_shared_memory_of_every_generation() {
-        // sm_70, sm_75 (which have no tensor-core kernels here), 80, 86/89/120, 90.
+        // 80 and 87; 86, 89 and 120; 90 and 100.
         for shared in [163 * 1024, 99 * 1024, 227 * 1024] {
             for (k, v) in TENSOR_CORE_DIMS {
                 let (warps, stages, bytes) = generate_memory(k, v, shared);
-                assert!(bytes + 1024 <= shared && warps * 32 <= GENERATE_THREADS);
+                assert!(bytes + GENERATE_STATIC <= shared, "{k} {v}");
                 assert!((2..=4).contains(&stages));
                 let meeting = warps * GENERATE_ENTRIES * (v + 4) * size_of::<f32>();
-                assert!(meeting <= bytes, "{k} {v}");
+                let factors = MOST_PARTS * GENERATE_ENTRIES * size_of::<f32>();
+                assert!(meeting.max(factors) <= bytes, "{k} {v}");
                 assert!(prompt_memory(k, v) <= shared, "{k} {v}");
             }
+            assert!(latent_memory(16, 4) <= shared);
         }
+        assert!(latent_memory(64, 8) <= 163 * 1024);
     }
 }

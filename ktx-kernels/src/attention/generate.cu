@@ -1,8 +1,8 @@
 // Attention of few queries over an F16 cache on tensor cores (sm_80 and later): generation.
 //
 // Bound by reading the cache once for each KV head. A block has up to 16 entries (all query heads of a KV
-// head, of one or a few tokens) and a part of the positions; the grid has enough parts to fill the GPU, and
-// `ktx_attend_join` puts them together. Every warp works for itself: it takes 16 positions at a time (4 KB of
+// head, of one or a few tokens) and a part of the positions; the grid has enough parts to fill the GPU, and the
+// last block of a tile to finish puts them together. Every warp works for itself: it takes 16 positions at a time (4 KB of
 // keys and as much of values at a head size of 128), copies them to its own ring of `stages` buffers without
 // waiting, and keeps a softmax of its own. The warps' results meet in shared memory at the end.
 //
@@ -13,6 +13,13 @@
 
 #define ENTRIES 16
 #define GROUP_TOKENS 16
+#define MOST_WARPS 8
+// A warp's 16 positions for each of 8 warps.
+#define LEAST_PAGES 2
+#define MOST_PARTS 320
+
+// Blocks of each tile that have left their part; back at 0 when the last has.
+__device__ unsigned arrived[MOST_PARTS];
 
 #ifdef KTX_TENSOR_CORES
 template <int DK, int DV>
@@ -47,14 +54,14 @@ struct Generate {
                                                unsigned kv_heads, float scale, unsigned window, unsigned splits,
                                                unsigned stages) {
         extern __shared__ float4 shared4[];
-        __shared__ float maxima[8][ENTRIES], sums[8][ENTRIES];
+        __shared__ float maxima[MOST_WARPS][ENTRIES], sums[MOST_WARPS][ENTRIES];
         __half* queries = reinterpret_cast<__half*>(shared4);  // [ENTRIES, KEY_ROW]
         const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         const unsigned kv_head = blockIdx.y, split = blockIdx.z, group = heads / kv_heads;
         __half* ring = queries + ENTRIES * KEY_ROW + (size_t)warp * stages * STAGE;
         Tile tile;
         if (!find_tile(batch, blockIdx.x, ENTRIES, group, tile)) return;
-        const Span span = span_of(tile, group, window, splits, split);
+        const Span span = span_of(tile, group, window, splits, split, LEAST_PAGES);
         if (span.begin >= span.end) return;
 
         const unsigned step = warps * GROUP_TOKENS;
@@ -145,16 +152,17 @@ struct Generate {
         await_copies<0>();
         join_warps(acc, highest, sum, maxima, sums, tile, sinks, out,
                    part_of(scratch, ENTRIES, DV, gridDim.x, blockIdx.x, kv_heads, kv_head, splits, split), group,
-                   heads, kv_head, splits);
+                   heads, kv_head, span.used == 1);
+        if (span.used > 1) join_parts(tile, sinks, out, part_of(scratch, ENTRIES, DV, gridDim.x, blockIdx.x, kv_heads, kv_head, splits, 0), group, heads, kv_head, span.used);
     }
 
     // The warps' results, through shared memory, to `out` or to this block's part.
     static __device__ __forceinline__ void join_warps(const float (&acc)[DV / 8][4], const float (&highest)[2],
-                                                      float (&sum)[2], float (&maxima)[8][ENTRIES],
-                                                      float (&sums)[8][ENTRIES], const Tile& tile,
+                                                      float (&sum)[2], float (&maxima)[MOST_WARPS][ENTRIES],
+                                                      float (&sums)[MOST_WARPS][ENTRIES], const Tile& tile,
                                                       const float* sinks, float* out, const Parts& parts,
                                                       unsigned group, unsigned heads, unsigned kv_head,
-                                                      unsigned splits) {
+                                                      bool whole) {
         extern __shared__ float4 shared4[];
         constexpr int ROW = DV + 4;
         float* meeting = reinterpret_cast<float*>(shared4);  // [warps, ENTRIES, ROW]
@@ -188,7 +196,7 @@ struct Generate {
                 total += sums[w][e] * f;
                 value.x += v.x * f, value.y += v.y * f, value.z += v.z * f, value.w += v.w * f;
             }
-            if (splits > 1) {
+            if (!whole) {
                 *reinterpret_cast<float4*>(parts.values + (size_t)e * DV + at) = value;
                 if (at == 0) parts.sums[2 * e] = most, parts.sums[2 * e + 1] = total;
                 continue;
@@ -198,6 +206,53 @@ struct Generate {
             add_sink(sinks, head % heads, most, total, f);
             f /= total;
             *reinterpret_cast<float4*>(out + head * DV + at) = make_float4(value.x * f, value.y * f, value.z * f, value.w * f);
+        }
+    }
+
+    // The last block of a tile adds up what all have left.
+    static __device__ __forceinline__ void join_parts(const Tile& tile, const float* sinks, float* out, const Parts& parts,
+                                                      unsigned group, unsigned heads, unsigned kv_head, unsigned used) {
+        extern __shared__ float4 shared4[];
+        __shared__ bool last;
+        float* factors = reinterpret_cast<float*>(shared4);  // [used, ENTRIES]
+        const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            const unsigned before = atomicInc(arrived + blockIdx.x * gridDim.y + kv_head, used - 1);
+            last = before == used - 1;
+        }
+        __syncthreads();
+        if (!last) return;
+        __threadfence();
+        for (unsigned e = warp; e < tile.entries; e += warps) {
+            const float2* left = reinterpret_cast<const float2*>(parts.sums) + e;
+            float most = -KTX_INFINITY, total = 0.0f, rescale;
+            for (unsigned p = lane; p < used; p += 32) most = fmaxf(most, __ldcg(left + p * ENTRIES).x);
+            most = warp_max(most);
+            for (unsigned p = lane; p < used; p += 32) {
+                const float2 of_part = __ldcg(left + p * ENTRIES);
+                const float f = fast_exp2(of_part.x - base_of(most));
+                total += of_part.y * f;
+                factors[p * ENTRIES + e] = f;
+            }
+            total = warp_sum(total);
+            add_sink(sinks, kv_head * group + (tile.entry + e) % group, most, total, rescale);
+            rescale /= total;
+            for (unsigned p = lane; p < used; p += 32) factors[p * ENTRIES + e] *= rescale;
+        }
+        __syncthreads();
+        for (unsigned i = threadIdx.x; i < tile.entries * (DV / 4); i += blockDim.x) {
+            const unsigned e = i / (DV / 4), at = i % (DV / 4) * 4;
+            const float4* left = reinterpret_cast<const float4*>(parts.values + (size_t)e * DV + at);
+            float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 16
+            for (unsigned p = 0; p < used; p++) {
+                const float4 v = __ldcg(left + p * (ENTRIES * DV / 4));
+                const float f = factors[p * ENTRIES + e];
+                value.x += v.x * f, value.y += v.y * f, value.z += v.z * f, value.w += v.w * f;
+            }
+            *reinterpret_cast<float4*>(out + head_of(tile, e, group, heads, kv_head) * DV + at) = value;
         }
     }
 };
@@ -210,7 +265,7 @@ struct Generate {
 #endif
 
 #define KTX_GENERATE(dk, dv)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(128)                                                             \
+    extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)                                                             \
         ktx_generate_##dk##_##dv(const float* q, const float* sinks, const __half* cache, float* out,             \
                                  float* scratch, const unsigned* first_row, const unsigned* tokens, const unsigned* past,        \
                                  const unsigned* page_table, unsigned sequences, unsigned max_pages,              \

@@ -29,11 +29,13 @@ struct Tile {
 // Tile `index` of all sequences' tiles in a row; false if there are fewer.
 __device__ __forceinline__ bool find_tile(const Batch& batch, unsigned index, unsigned m, unsigned group, Tile& tile) {
     for (unsigned s = 0; s < batch.sequences; s++) {
-        const unsigned entries = batch.tokens[s] * group, tiles = (entries + m - 1) / m;
+        // All three at once, since each is a round trip.
+        const unsigned tokens = batch.tokens[s], row = batch.first_row[s], past = batch.past[s];
+        const unsigned entries = tokens * group, tiles = (entries + m - 1) / m;
         if (index < tiles) {
             tile.pages = batch.page_table + (size_t)s * batch.max_pages;
-            tile.row = batch.first_row[s];
-            tile.past = batch.past[s];
+            tile.row = row;
+            tile.past = past;
             tile.entry = index * m;
             tile.entries = min(m, entries - index * m);
             return true;
@@ -55,16 +57,18 @@ __device__ __forceinline__ unsigned limit_of(const Tile& tile, unsigned entry, u
     return tile.past + (tile.entry + entry) / group;
 }
 
-// Positions that any entry of a tile sees, cut into `used` parts of whole pages.
+// Positions that any entry of a tile sees, cut into `used` parts of whole pages, `least` or more of them.
 struct Span {
     unsigned begin, end;  // of this part
     unsigned used;
 };
 
-__device__ __forceinline__ Span span_of(const Tile& tile, unsigned group, unsigned window, unsigned splits, unsigned split) {
+__device__ __forceinline__ Span span_of(const Tile& tile, unsigned group, unsigned window, unsigned splits,
+                                        unsigned split, unsigned least) {
     const unsigned end = limit_of(tile, tile.entries - 1, group) + 1, first = limit_of(tile, 0, group) + 1;
     const unsigned begin = window < first ? (first - window) / PAGE_TOKENS * PAGE_TOKENS : 0;
-    const unsigned pages = (end - begin + PAGE_TOKENS - 1) / PAGE_TOKENS, each = (pages + splits - 1) / splits;
+    const unsigned pages = (end - begin + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    const unsigned each = max((pages + splits - 1) / splits, least);
     const unsigned start = begin + split * each * PAGE_TOKENS;
     return Span{min(start, end), min(start + each * PAGE_TOKENS, end), (pages + each - 1) / each};
 }

@@ -13,6 +13,7 @@
 #define THREADS 128
 #define ENTRIES 8
 #define COLUMNS 4
+#define LEAST_PAGES 2
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
@@ -67,7 +68,7 @@ __device__ __forceinline__ void attend(const float* q, const float* q_tail, cons
     const unsigned kv_head = blockIdx.y, split = blockIdx.z, group = heads / kv_heads, t = threadIdx.x;
     Tile tile;
     if (!find_tile(batch, blockIdx.x, ENTRIES, group, tile)) return;
-    const Span span = span_of(tile, group, window, splits, split);
+    const Span span = span_of(tile, group, window, splits, split, LEAST_PAGES);
     if (span.begin >= span.end) return;
 
     for (unsigned i = t; i < k_dim * ENTRIES; i += THREADS) {
@@ -160,14 +161,14 @@ __device__ __forceinline__ void attend(const float* q, const float* q_tail, cons
         for (int w = 0; w < THREADS / 32; w++) sum += partial[w][e];
         const size_t head = head_of(tile, e, group, heads, kv_head);
         float factor = 1.0f;
-        if (splits == 1) {
+        if (span.used == 1) {
             add_sink(sinks, head % heads, highest[e], sum, factor);
             factor /= sum;
         } else if (t == 0) {
             parts.sums[2 * e] = highest[e];
             parts.sums[2 * e + 1] = sum;
         }
-        float* to = splits == 1 ? out + head * v_dim : parts.values + (size_t)e * v_dim;
+        float* to = span.used == 1 ? out + head * v_dim : parts.values + (size_t)e * v_dim;
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
             const unsigned column = t + c * THREADS;
@@ -177,7 +178,7 @@ __device__ __forceinline__ void attend(const float* q, const float* q_tail, cons
 }
 
 #define KTX_ATTEND_SCALAR(name, type)                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS, 3)                                                         \
         name(const float* q, const float* q_tail, const float* sinks, const type* cache, float* out,              \
              float* scratch, const unsigned* first_row, const unsigned* tokens, const unsigned* past,                            \
              const unsigned* page_table, unsigned sequences, unsigned max_pages, unsigned heads,                  \

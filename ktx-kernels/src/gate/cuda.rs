@@ -4,8 +4,8 @@ use super::{GateConfig, GroupScore, Scoring, WeightScaling};
 use crate::cuda::{Arg, CudaError, DeviceBuffer, DeviceMatrix, Gpu, Launch};
 
 const MODULE: &str = "gate/gate";
-/// Tokens of a block, a warp each.
-const WARPS: usize = 4;
+/// Threads of a block, at most; further experts are taken in turn.
+const MOST_THREADS: usize = 1024;
 
 /// Routes `logits` `[tokens, experts]`: the chosen experts' numbers go to `ids` (u32 in the bits of the
 /// floats) and their weights to `weights`, both `[tokens, top_k]`. `bias` `[experts]` counts for the
@@ -61,7 +61,6 @@ pub fn route(
         Arg::Ptr(bias.map_or(0, DeviceBuffer::address)),
         ids.arg(),
         weights.arg(),
-        Arg::U32(tokens as u32),
         Arg::U32(config.experts as u32),
         Arg::U32(config.top_k as u32),
         Arg::I32(i32::from(config.scoring == Scoring::Sigmoid)),
@@ -72,9 +71,9 @@ pub fn route(
         Arg::I32(scaling),
         Arg::F32(factor),
     ];
-    let floats = WARPS * (2 * config.experts + n_group + config.top_k);
-    let launch = Launch::linear(tokens.div_ceil(WARPS), 32 * WARPS as u32);
-    let launch = launch.with_shared(floats * size_of::<f32>());
+    let floats = 2 * config.experts + n_group + config.top_k;
+    let threads = config.experts.next_multiple_of(32).min(MOST_THREADS);
+    let launch = Launch::linear(tokens, threads as u32).with_shared(floats * size_of::<f32>());
     // SAFETY: the kernel's arguments; shapes checked above.
     unsafe { gpu.launch(gpu.function(MODULE, "ktx_route")?, launch, &args) }
 }

@@ -12,8 +12,10 @@ const THREADS: usize = 128;
 const CHUNK: usize = 8;
 /// Tokens that share what the kernel for few tokens reads.
 const FEW: usize = 4;
+/// Rows of a matrix that a lane works on at once.
+const ROWS: usize = 8;
 /// Tokens from which tensor cores are used.
-const MANY: usize = 12;
+const MANY: usize = 5;
 /// Tokens, rows and columns of a step of the tensor-core kernel.
 const TILE: usize = 64;
 /// First compute capability with its instructions.
@@ -112,11 +114,16 @@ impl DeviceHeads {
         } else {
             let lanes = (self.padded / CHUNK).next_power_of_two().clamp(8, 32);
             args.extend([Arg::U32(inner as u32), Arg::U32(lanes as u32)]);
-            let blocks = [rows.div_ceil(THREADS / lanes), heads, tokens.div_ceil(FEW)];
+            let (few, name) = match tokens {
+                1 => (1, "ktx_heads_few_1"),
+                _ => (FEW, "ktx_heads_few_4"),
+            };
+            let per_block = THREADS / lanes * ROWS;
+            let blocks = [rows.div_ceil(per_block), heads, tokens.div_ceil(few)];
             let launch = Launch::grid(blocks, THREADS as u32);
             (
-                "ktx_heads_few",
-                launch.with_shared(FEW * self.padded * size_of::<f32>()),
+                name,
+                launch.with_shared(few * self.padded * size_of::<f32>()),
             )
         };
         // SAFETY: the kernel's arguments; shapes checked above.

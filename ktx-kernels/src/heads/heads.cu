@@ -1,7 +1,8 @@
 // One small matrix product per attention head: out[t, h] = W_h x[t, h], with W_h [rows, cols] in F16.
 //
 // Few tokens: bound by reading the matrices once (16 MiB a layer in DeepSeek-V3). A row of a matrix belongs
-// to 8, 16 or 32 lanes, which take 16 bytes of it at a time; up to 4 tokens share what was read. Many
+// to 8, 16 or 32 lanes, which take 16 bytes of it at a time and have
+// eight rows under way; up to 4 tokens share what was read. Many
 // tokens: tensor cores (sm_80 and later), 64 tokens x 64 rows a block, 64 columns at a time, the next
 // columns of the matrix copied meanwhile.
 //
@@ -9,7 +10,9 @@
 #include "mma.cuh"
 #include "reduce.cuh"
 
-#define FEW 4
+#define THREADS 128
+// Rows of a matrix that a lane works on at once, so that as many loads are under way.
+#define ROWS 8
 
 __device__ __forceinline__ float2 halves(unsigned both) {
     return __half22float2(*reinterpret_cast<const __half2*>(&both));
@@ -17,39 +20,67 @@ __device__ __forceinline__ float2 halves(unsigned both) {
 
 // blockIdx: rows, head, tokens by FEW. Shared memory: FEW * cols floats. cols is x_cols rounded up to a
 // multiple of 8, with zeros behind.
-extern "C" __global__ void __launch_bounds__(128)
-    ktx_heads_few(const __half* weights, const float* x, float* out, unsigned tokens, unsigned heads, unsigned rows,
-                  unsigned cols, unsigned x_width, unsigned x_stride, unsigned x_offset, unsigned x_cols,
-                  unsigned lanes) {
+template <int FEW>
+__device__ __forceinline__ void heads_few(const __half* weights, const float* x, float* out, unsigned tokens,
+                                          unsigned heads, unsigned rows, unsigned cols, unsigned x_width,
+                                          unsigned x_stride, unsigned x_offset, unsigned x_cols, unsigned lanes) {
     extern __shared__ float4 shared4[];
     float* shared = reinterpret_cast<float*>(shared4);
     const unsigned head = blockIdx.y, first = blockIdx.z * FEW, count = min((unsigned)FEW, tokens - first);
-    const unsigned lane = threadIdx.x % lanes, per_block = blockDim.x / lanes;
-    const unsigned row = blockIdx.x * per_block + threadIdx.x / lanes;
-    const uint4* w = reinterpret_cast<const uint4*>(weights + ((size_t)head * rows + min(row, rows - 1)) * cols);
-    for (unsigned i = threadIdx.x; i < FEW * cols; i += blockDim.x) {
+    const unsigned lane = threadIdx.x % lanes, step = THREADS / lanes;
+    const unsigned row = blockIdx.x * step * ROWS + threadIdx.x / lanes;
+    const uint4* w[ROWS];
+    uint4 v[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        w[r] = reinterpret_cast<const uint4*>(weights + ((size_t)head * rows + min(row + r * step, rows - 1)) * cols);
+        v[r] = lane < cols / 8 ? __ldcs(w[r] + lane) : make_uint4(0, 0, 0, 0);
+    }
+    for (unsigned i = threadIdx.x; i < FEW * cols; i += THREADS) {
         const unsigned t = i / cols, c = i % cols;
         shared[i] = t < count && c < x_cols ? x[(size_t)(first + t) * x_width + x_offset + head * x_stride + c] : 0.0f;
     }
     __syncthreads();
-    float sums[FEW] = {};
+    float sums[ROWS][FEW] = {};
     for (unsigned chunk = lane; chunk < cols / 8; chunk += lanes) {
-        const uint4 v = w[chunk];
-        const float2 a = halves(v.x), b = halves(v.y), c = halves(v.z), d = halves(v.w);
+        uint4 next[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) next[r] = chunk + lanes < cols / 8 ? __ldcs(w[r] + chunk + lanes) : make_uint4(0, 0, 0, 0);
 #pragma unroll
         for (int t = 0; t < FEW; t++) {
             const float4* q = reinterpret_cast<const float4*>(shared + t * cols + chunk * 8);
             const float4 low = q[0], high = q[1];
-            sums[t] += a.x * low.x + a.y * low.y + b.x * low.z + b.y * low.w;
-            sums[t] += c.x * high.x + c.y * high.y + d.x * high.z + d.y * high.w;
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                const float2 a = halves(v[r].x), b = halves(v[r].y), c = halves(v[r].z), d = halves(v[r].w);
+                sums[r][t] += a.x * low.x + a.y * low.y + b.x * low.z + b.y * low.w;
+                sums[r][t] += c.x * high.x + c.y * high.y + d.x * high.z + d.y * high.w;
+            }
         }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) v[r] = next[r];
     }
 #pragma unroll
-    for (int t = 0; t < FEW; t++) {
-        for (unsigned step = lanes / 2; step > 0; step /= 2) sums[t] += __shfl_xor_sync(KTX_FULL_WARP, sums[t], step);
-        if (lane == 0 && row < rows && t < count) out[((size_t)(first + t) * heads + head) * rows + row] = sums[t];
-    }
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int t = 0; t < FEW; t++) {
+            float sum = sums[r][t];
+            for (unsigned far = lanes / 2; far > 0; far /= 2) sum += __shfl_xor_sync(KTX_FULL_WARP, sum, far);
+            const unsigned at = row + r * step;
+            if (lane == 0 && at < rows && t < count) out[((size_t)(first + t) * heads + head) * rows + at] = sum;
+        }
 }
+
+#define KTX_HEADS_FEW(few)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                          \
+        ktx_heads_few_##few(const __half* weights, const float* x, float* out, unsigned tokens, unsigned heads,    \
+                            unsigned rows, unsigned cols, unsigned x_width, unsigned x_stride, unsigned x_offset,  \
+                            unsigned x_cols, unsigned lanes) {                                                     \
+        heads_few<few>(weights, x, out, tokens, heads, rows, cols, x_width, x_stride, x_offset, x_cols, lanes);    \
+    }
+
+KTX_HEADS_FEW(1)
+KTX_HEADS_FEW(4)
 
 #define TILE 64
 #define ROW (TILE + 8)
