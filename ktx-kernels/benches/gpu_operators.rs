@@ -5,7 +5,9 @@
 //! that the operator needs at least: the cache read once, and only scores that are seen.
 
 use ktx_kernels::activation::{self, GatedActivation};
-use ktx_kernels::attention::cuda::{self as attention, DeviceGqaQuery, DeviceMlaQuery};
+use ktx_kernels::attention::cuda::{
+    self as attention, DeviceGqaQuery, DeviceHeadNorms, DeviceMlaQuery, DeviceRotation,
+};
 use ktx_kernels::attention::{AttentionShape, MlaShape};
 use ktx_kernels::cuda::{
     CudaError, DeviceBuffer, DeviceMatrix, Event, Gpu, StepInputs, StepValues,
@@ -404,6 +406,29 @@ fn small(gpu: &Gpu) -> Result<()> {
             attention::append(gpu, &kv, inputs.view(), k.matrix, Some(v.matrix))
         })?;
         line("append 512 + 512", us, 1536);
+        let shape = AttentionShape {
+            heads: 32,
+            kv_heads: 4,
+            k_head_dim: 128,
+            v_head_dim: 128,
+            scale: 0.09,
+            window: None,
+        };
+        let norms = DeviceHeadNorms {
+            q: &head_weight,
+            k: &head_weight,
+            eps: 1e-6,
+        };
+        let rotation = DeviceRotation {
+            table: &table,
+            layout: RopeLayout::Half,
+        };
+        let projections = [q.matrix, k.matrix, v.matrix];
+        let us = time(gpu, 40, |_| {
+            let step = inputs.view();
+            attention::gqa_inputs(gpu, &shape, &kv, step, projections, Some(&norms), rotation)
+        })?;
+        line("norms, rope, append at once", us, 2 * 4096 + 1536);
     }
     let logits = Rows::new(gpu, 1, 151_936)?;
     let argmax = Argmax::new(gpu, 1)?;

@@ -6,6 +6,10 @@
 //! cores over F16 caches, and `scalar.cu` for every other shape, cache and GPU. Positions are cut into parts
 //! where there are too few tiles of queries to fill the GPU, which `join.cu` puts together.
 
+mod inputs;
+
+pub use inputs::{DeviceHeadNorms, DeviceRotation, RotatedParts, gqa_inputs, mla_inputs};
+
 use super::{AttentionShape, MlaShape};
 use crate::cuda::{Arg, CudaError, DeviceBuffer, DeviceMatrix, Gpu, Launch, StepView};
 use crate::kv::{KvType, LayerKv, SequenceKv};

@@ -1,11 +1,16 @@
 //! The same cases as on the host, on a GPU. F32 caches are computed in single precision and held to the
 //! host's bound; F16 caches on tensor cores round queries and weights to halves.
 
-use super::cuda::{self, DeviceGqaQuery, DeviceMlaQuery};
+use super::cuda::{
+    self, DeviceGqaQuery, DeviceHeadNorms, DeviceMlaQuery, DeviceRotation, RotatedParts,
+};
 use super::tests::{Fixture, gqa_fixture, mla_expected, windowed};
 use super::{AttentionShape, MlaShape, cases};
 use crate::cuda::{DeviceBuffer, Gpu, StepInputs, StepValues};
 use crate::kv::{KvType, LayerKv, PAGE_TOKENS, SequenceKv};
+use crate::norm;
+use crate::rope::cuda::{DeviceRopeTable, rope};
+use crate::rope::{RopeConfig, RopeHeads, RopeLayout, RopeTable};
 use crate::testing::{GpuMatrix, Random, assert_close};
 use crate::workspace::StepCapacity;
 
@@ -314,5 +319,163 @@ fn gpu_append_rounds_as_the_host_does_and_touches_nothing_else() {
                 );
             }
         }
+    }
+}
+
+/// Cache and queries, by one launch or by one for each step.
+fn bytes_and_queries(kv: &LayerKv, q: &GpuMatrix) -> (Vec<u8>, Vec<f32>) {
+    (
+        kv.device().unwrap().read(0, kv.bytes()).unwrap(),
+        q.values(),
+    )
+}
+
+/// How many bytes differ: squares are added in another order, which moves few values by an ulp.
+fn differing(a: &[u8], b: &[u8]) -> usize {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).filter(|(a, b)| a != b).count()
+}
+
+#[test]
+fn gpu_inputs_of_grouped_attention_equal_norm_rotation_and_append() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    for (index, shape) in shapes()
+        .into_iter()
+        .filter(|s| s.k_head_dim % 2 == 0)
+        .enumerate()
+    {
+        let kv_type = [KvType::F16, KvType::F32][index % 2];
+        let layout = [RopeLayout::Half, RopeLayout::Interleaved][index / 2 % 2];
+        let widths = (
+            shape.kv_heads * shape.k_head_dim,
+            shape.kv_heads * shape.v_head_dim,
+        );
+        let fixture = Fixture::new(kv_type, widths, &[(60, 7), (0, 1), (3, 2)]);
+        let tokens = fixture.tokens();
+        let mut random = Random::new(9);
+        let mut rows = |width: usize| random.floats(tokens * width, 2.0);
+        let values = [
+            rows(shape.heads * shape.k_head_dim),
+            rows(widths.0),
+            rows(widths.1),
+        ];
+        let norms = [(); 2].map(|()| random.floats(shape.k_head_dim, 2.0));
+        let norms = norms.map(|n| DeviceBuffer::upload(&gpu, &n).unwrap());
+        let table = RopeTable::new(&RopeConfig::plain(shape.k_head_dim, 1e4), 100).unwrap();
+        let table = DeviceRopeTable::upload(&gpu, &table, 100).unwrap();
+        for with_norms in [true, false] {
+            let apart = OnGpu::new(&gpu, &fixture, kv_type, widths);
+            let step = apart.step.view();
+            let [q, k, v] = values.each_ref().map(|x| GpuMatrix::of(&gpu, tokens, x));
+            for (x, weight, heads) in [
+                (&q, &norms[0], shape.heads),
+                (&k, &norms[1], shape.kv_heads),
+            ] {
+                let places = norm::NormRows::heads(tokens, heads, shape.k_head_dim);
+                if with_norms {
+                    norm::cuda::rms_norm_in_place(&gpu, x.matrix, &places, weight, 1e-6).unwrap();
+                }
+                let span = RopeHeads::contiguous(heads, shape.k_head_dim, 0);
+                rope(&gpu, &table, layout, &span, step.positions(), x.matrix).unwrap();
+            }
+            cuda::append(&gpu, &apart.kv, step, k.matrix, Some(v.matrix)).unwrap();
+            let want = bytes_and_queries(&apart.kv, &q);
+
+            let joined = OnGpu::new(&gpu, &fixture, kv_type, widths);
+            let [q, k, v] = values.each_ref().map(|x| GpuMatrix::of(&gpu, tokens, x));
+            let norms = DeviceHeadNorms {
+                q: &norms[0],
+                k: &norms[1],
+                eps: 1e-6,
+            };
+            cuda::gqa_inputs(
+                &gpu,
+                &shape,
+                &joined.kv,
+                joined.step.view(),
+                [q.matrix, k.matrix, v.matrix],
+                with_norms.then_some(&norms),
+                DeviceRotation {
+                    table: &table,
+                    layout,
+                },
+            )
+            .unwrap();
+            let got = bytes_and_queries(&joined.kv, &q);
+            let expected: Vec<f64> = want.1.iter().map(|&x| x.into()).collect();
+            assert_close(&got.1, &expected, 1e-13, &format!("{shape:?}"));
+            let few = if with_norms { want.0.len() / 20 } else { 0 };
+            assert!(differing(&got.0, &want.0) <= few, "{shape:?}");
+        }
+    }
+}
+
+#[test]
+fn gpu_inputs_of_latent_attention_equal_norm_rotation_and_append() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    for (index, shape) in cases::mla_shapes()
+        .into_iter()
+        .filter(|s| s.rope % 2 == 0 && s.rope > 0)
+        .enumerate()
+    {
+        let kv_type = [KvType::F16, KvType::F32][index % 2];
+        let (width, layout) = (shape.kv_lora + shape.rope, RopeLayout::Interleaved);
+        let fixture = Fixture::new(kv_type, (width, 0), &[(60, 7), (0, 1), (3, 2)]);
+        let (tokens, nope) = (fixture.tokens(), 5);
+        let stride = nope + shape.rope;
+        let mut random = Random::new(10);
+        let values = [shape.heads * stride, width].map(|width| random.floats(tokens * width, 2.0));
+        let weight = DeviceBuffer::upload(&gpu, &random.floats(shape.kv_lora, 2.0)).unwrap();
+        let table = RopeTable::new(&RopeConfig::plain(shape.rope, 1e4), 100).unwrap();
+        let table = DeviceRopeTable::upload(&gpu, &table, 100).unwrap();
+
+        let apart = OnGpu::new(&gpu, &fixture, kv_type, (width, 0));
+        let positions = apart.step.view().positions();
+        let [q, rows] = values.each_ref().map(|x| GpuMatrix::of(&gpu, tokens, x));
+        let first = norm::NormRows {
+            tokens,
+            token_stride: width,
+            rows: 1,
+            row_stride: width,
+            offset: 0,
+        };
+        norm::cuda::rms_norm_in_place(&gpu, rows.matrix, &first, &weight, 1e-6).unwrap();
+        let shared = RopeHeads::contiguous(1, width, shape.kv_lora);
+        rope(&gpu, &table, layout, &shared, positions, rows.matrix).unwrap();
+        let heads = RopeHeads::contiguous(shape.heads, stride, nope);
+        rope(&gpu, &table, layout, &heads, positions, q.matrix).unwrap();
+        cuda::append(&gpu, &apart.kv, apart.step.view(), rows.matrix, None).unwrap();
+        let want = bytes_and_queries(&apart.kv, &q);
+
+        let joined = OnGpu::new(&gpu, &fixture, kv_type, (width, 0));
+        let [q, rows] = values.each_ref().map(|x| GpuMatrix::of(&gpu, tokens, x));
+        let parts = RotatedParts {
+            stride,
+            offset: nope,
+        };
+        let (rotation, step) = (
+            DeviceRotation {
+                table: &table,
+                layout,
+            },
+            joined.step.view(),
+        );
+        let kv = &joined.kv;
+        cuda::mla_inputs(
+            &gpu,
+            &shape,
+            kv,
+            step,
+            q.matrix,
+            parts,
+            rows.matrix,
+            &weight,
+            1e-6,
+            rotation,
+        )
+        .unwrap();
+        let got = bytes_and_queries(&joined.kv, &q);
+        assert_eq!(got.1, want.1, "{shape:?}");
+        assert!(differing(&got.0, &want.0) <= want.0.len() / 20, "{shape:?}");
     }
 }

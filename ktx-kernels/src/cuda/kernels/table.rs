@@ -44,6 +44,20 @@ static COMPILED: &[Compiled] = &[
         ptx: include_bytes!("attention_generate.ptx.z"),
     },
     Compiled {
+        module: "attention/inputs",
+        cubins: &[
+            (70, include_bytes!("attention_inputs.70.z")),
+            (75, include_bytes!("attention_inputs.75.z")),
+            (80, include_bytes!("attention_inputs.80.z")),
+            (86, include_bytes!("attention_inputs.86.z")),
+            (89, include_bytes!("attention_inputs.89.z")),
+            (90, include_bytes!("attention_inputs.90a.z")),
+            (100, include_bytes!("attention_inputs.100.z")),
+            (120, include_bytes!("attention_inputs.120.z")),
+        ],
+        ptx: include_bytes!("attention_inputs.ptx.z"),
+    },
+    Compiled {
         module: "attention/join",
         cubins: &[
             (70, include_bytes!("attention_join.70.z")),
@@ -246,6 +260,7 @@ static SOURCES: &[(&str, u64)] = &[
     ("activation/activation.cu", 0xa4a4e5bb28d4b8d8),
     ("attention/append.cu", 0xf0291ad75ac36b7d),
     ("attention/generate.cu", 0x1956adf6900943b9),
+    ("attention/inputs.cu", 0x2083342a00404518),
     ("attention/join.cu", 0x1d1aca6c90d86693),
     ("attention/latent.cu", 0x6fcdd73b09084d12),
     ("attention/prompt.cu", 0x39e1f1416ce5a23b),
