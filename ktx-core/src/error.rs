@@ -92,10 +92,12 @@ pub enum EngineError {
     Cpu(#[from] ktx_kernels::cpu::CpuError),
     /// The model does not fit.
     #[error(
-        "not enough memory: the plan needs {needed} ({weights} of weights, {kv} of cache for a context of {context}, \
+        "not enough memory{place}: the plan needs {needed} ({weights} of weights, {kv} of cache for a context of {context}, \
          {scratch} of activations and program) and {available} are available: it needs {missing} more; {advice}"
     )]
     NotEnoughMemory {
+        /// Where, behind a space; nothing for main memory.
+        place: String,
         /// All of it.
         needed: Bytes,
         /// Weights.

@@ -111,8 +111,7 @@ fn time(
     let mut times = Vec::new();
     for _ in 0..REPEATS {
         let start = Event::record(gpu)?;
-        // SAFETY: all memory lives in the callers.
-        unsafe { graph.launch() }?;
+        graph.launch()?;
         times.push(Event::record(gpu)?.milliseconds_since(&start)?);
     }
     times.sort_by(f32::total_cmp);

@@ -6,6 +6,7 @@
 //! written overlaps anything else. A place is the same on every call with the same number of tokens.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cuda::{
     CudaError, DeviceBuffer, DeviceMatrix, Gpu, PinnedBuffer, StepInputs, StepValues, StepView,
@@ -216,6 +217,8 @@ pub struct Workspace {
     fault: Option<CudaError>,
     /// Whether what is started on a GPU is recorded, to be started again later.
     is_recording: bool,
+    /// Whether main memory was used while recording.
+    host_used: AtomicBool,
 }
 
 impl Workspace {
@@ -296,6 +299,7 @@ impl Workspace {
             reading: Vec::new(),
             fault: None,
             is_recording: false,
+            host_used: AtomicBool::new(false),
         })
     }
 
@@ -368,6 +372,7 @@ impl Workspace {
     /// # Panics
     /// If it is a GPU's; [`moved`](Self::moved) brings it here.
     pub fn read(&self, act: Act) -> &[f32] {
+        self.uses_host();
         let values: &[f32] = match &self.stack(act.device).memory {
             Memory::Host(values) => values,
             Memory::Pinned(buffer) => buffer.as_slice(),
@@ -388,6 +393,17 @@ impl Workspace {
         match &self.stack(device).memory {
             Memory::Gpu(buffer, _) => Some(buffer.gpu()),
             _ => None,
+        }
+    }
+
+    /// The values behind a handle, wherever they are.
+    ///
+    /// # Errors
+    /// What a GPU reports.
+    pub fn download(&self, act: Act) -> Result<Vec<f32>, WorkspaceError> {
+        match &self.stack(act.device).memory {
+            Memory::Gpu(buffer, _) => Ok(buffer.read(act.offset * size_of::<f32>(), act.len())?),
+            _ => Ok(self.read(act).to_vec()),
         }
     }
 
@@ -452,9 +468,18 @@ impl Workspace {
     }
 
     /// From now on copies between main memory and a GPU are kernels, which can be recorded; nothing is
-    /// waited for.
-    pub fn set_recording(&mut self, is_recording: bool) {
+    /// waited for. Says whether values in main memory were looked at while that was so: what looks
+    /// at them cannot be recorded.
+    pub fn set_recording(&mut self, is_recording: bool) -> bool {
         self.is_recording = is_recording;
+        self.host_used.swap(false, Ordering::Relaxed)
+    }
+
+    /// Values in main memory are looked at.
+    fn uses_host(&self) {
+        if self.is_recording {
+            self.host_used.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether copies are recorded.
@@ -537,6 +562,7 @@ impl Workspace {
                 self.prepared = None;
             }
         }
+        self.uses_host();
         if M > 0 {
             self.before_host_write();
         }
@@ -610,6 +636,7 @@ impl Workspace {
         types: &[GgmlType],
         outputs: [Act; M],
     ) -> Result<(&Activations, [&mut [f32]; M]), LinearError> {
+        self.uses_host();
         let wanted = TypeSet::of(types);
         let fits = |p: &Prepared| p.act == x && p.precision == precision && p.types.covers(wanted);
         if !self.prepared.as_ref().is_some_and(fits) {

@@ -297,6 +297,20 @@ impl BuildArgs<'_> {
         ))
     }
 
+    /// Refuses a GPU, for operators that compute in main memory alone.
+    ///
+    /// # Errors
+    /// [`OpError::Unfit`] with the rule's place.
+    pub fn require_host(&self, class: &str) -> Result<(), OpError> {
+        match crate::gpu::gpus(self.placement).next() {
+            None => Ok(()),
+            Some(device) => Err(self.error(format!(
+                "{class} computes in main memory, and the rule puts it on {device}; write `cpu` there, or \
+                 name an operator that runs on GPUs (`ktx operators` lists them)"
+            ))),
+        }
+    }
+
     /// The module's spec.
     pub fn spec(&self) -> &Spec {
         &self.module.spec

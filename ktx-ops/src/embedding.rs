@@ -1,5 +1,7 @@
 //! Token embedding: rows of a table, dequantised as they are read.
 
+use std::sync::Arc;
+
 use ktx_gguf::Tensor;
 use ktx_kernels::device::Device;
 use ktx_kernels::linear::WeightRows;
@@ -9,6 +11,7 @@ use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::kwargs::NoKwargs;
 use crate::linear::kernel_error;
 use crate::module::{Embedding, Forward, KModule, Loader, Phase};
+use crate::recording::HostTask;
 use crate::register_operator;
 use crate::spec::{EmbeddingSpec, Spec};
 use crate::weights::required;
@@ -19,7 +22,44 @@ pub struct HostEmbedding {
     key: String,
     placement: Placement,
     spec: EmbeddingSpec,
-    table: Option<Tensor>,
+    table: Option<Arc<Table>>,
+}
+
+/// The loaded table.
+struct Table {
+    path: String,
+    tensor: Tensor,
+}
+
+impl Table {
+    /// The rows of the batch's ids to `out`.
+    fn read(&self, cx: &mut Forward<'_>, out: Act) -> Result<(), OpError> {
+        let error = |message: String| kernel_error(&self.path, message);
+        let table = WeightRows::of(&self.tensor).map_err(|e| error(e.to_string()))?;
+        let width = out.cols();
+        let rows = cx.workspace.write(out);
+        for (id, row) in cx.batch.ids.iter().zip(rows.chunks_exact_mut(width)) {
+            table.dequantize(*id as usize, row).ok_or_else(|| {
+                error(format!(
+                    "token id {id} is outside of the vocabulary of {}",
+                    table.rows()
+                ))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// A look-up in a recorded step.
+struct LookUp {
+    table: Arc<Table>,
+    out: Act,
+}
+
+impl HostTask for LookUp {
+    fn run(&self, cx: &mut Forward<'_>) -> Result<(), OpError> {
+        self.table.read(cx, self.out)
+    }
 }
 
 impl HostEmbedding {
@@ -48,29 +88,24 @@ impl KModule for HostEmbedding {
             &shape,
         )?;
         loader.took(&[&table])?;
-        self.table = Some(table);
+        self.table = Some(Arc::new(Table {
+            path: self.path.clone(),
+            tensor: table,
+        }));
         Ok(())
     }
 }
 
 impl Embedding for HostEmbedding {
     fn forward(&self, cx: &mut Forward<'_>, out: Act) -> Result<(), OpError> {
-        let error = |message: String| kernel_error(&self.path, message);
         let Some(table) = &self.table else {
-            return Err(error("its table is not loaded".into()));
+            return Err(kernel_error(&self.path, "its table is not loaded"));
         };
-        let table = WeightRows::of(table).map_err(|e| error(e.to_string()))?;
-        let width = out.cols();
-        let rows = cx.workspace.write(out);
-        for (id, row) in cx.batch.ids.iter().zip(rows.chunks_exact_mut(width)) {
-            table.dequantize(*id as usize, row).ok_or_else(|| {
-                error(format!(
-                    "token id {id} is outside of the vocabulary of {}",
-                    self.spec.vocab_size
-                ))
-            })?;
+        if cx.is_recording() {
+            let table = Arc::clone(table);
+            return cx.host_first(Arc::new(LookUp { table, out }));
         }
-        Ok(())
+        table.read(cx, out)
     }
 }
 

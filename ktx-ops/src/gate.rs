@@ -1,15 +1,20 @@
 //! The router as an operator: scores of all experts in f32, and the choice.
 
+use std::sync::Arc;
+
 use bytemuck::cast_slice_mut;
 use ktx_gguf::Tensor;
+use ktx_kernels::cuda::DeviceBuffer;
 use ktx_kernels::device::Device;
-use ktx_kernels::gate::{GateConfig, route};
+use ktx_kernels::gate::{self, GateConfig, route};
+use ktx_kernels::linear::cuda::GpuMatrix;
 use ktx_kernels::linear::{Precision, WeightRows};
 use ktx_kernels::workspace::{Act, Workspace};
 
 use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::gpu::{OnGpus, refused, upload};
 use crate::kwargs::NoKwargs;
-use crate::linear::{kernel_error, multiply};
+use crate::linear::{gpu_scratch, kernel_error, multiply, multiply_on_gpu};
 use crate::lora::{AdapterId, Attached, Attachment};
 use crate::module::{Capacity, Forward, Gate, Holding, HostMatrix, KModule, Loader, Phase};
 use crate::register_operator;
@@ -28,6 +33,14 @@ pub struct KMoEGate {
     logit_bias: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
     attached: Attached,
+    on_gpus: OnGpus<GateOnGpu>,
+}
+
+/// The router on a GPU.
+struct GateOnGpu {
+    weight: Arc<GpuMatrix>,
+    logit_bias: Option<DeviceBuffer>,
+    bias: Option<DeviceBuffer>,
 }
 
 impl KMoEGate {
@@ -52,7 +65,6 @@ impl KModule for KMoEGate {
         let shape = [spec.hidden_size, spec.config.experts];
         let weight = required(&self.path, store, &format!("{}.weight", self.key), &shape)?;
         loader.took(&[&weight])?;
-        self.weight = Some(weight);
         let mut values = |name: &Option<String>| {
             let Some(name) = name else { return Ok(None) };
             let tensor = required(&self.path, store, name, &[spec.config.experts])?;
@@ -60,6 +72,18 @@ impl KModule for KMoEGate {
             floats(&self.path, &tensor).map(Some)
         };
         let (logit_bias, bias) = (values(&spec.logit_bias)?, values(&spec.bias)?);
+        self.on_gpus = OnGpus::load(&self.path, self.placement, |gpu| {
+            let values = |values: &Option<Vec<f32>>| {
+                let values = values.as_ref();
+                values.map(|v| upload(&self.path, gpu, v)).transpose()
+            };
+            Ok(GateOnGpu {
+                weight: loader.matrix_on(&self.path, gpu, &weight)?,
+                logit_bias: values(&logit_bias)?,
+                bias: values(&bias)?,
+            })
+        })?;
+        self.weight = Some(weight);
         (self.logit_bias, self.bias) = (logit_bias, bias);
         Ok(())
     }
@@ -81,7 +105,9 @@ impl KModule for KMoEGate {
     }
 
     fn scratch(&self, capacity: Capacity) -> usize {
-        choice_scratch(&self.spec.config, capacity) + self.attached.scratch(capacity.tokens)
+        choice_scratch(&self.spec.config, capacity)
+            + gpu_scratch(self.placement, capacity, self.spec.hidden_size)
+            + self.attached.scratch(capacity.tokens)
     }
 }
 
@@ -99,6 +125,13 @@ impl Gate for KMoEGate {
         let matrix = WeightRows::of(weight).map_err(|e| error(e.to_string()))?;
         cx.scoped(|cx| {
             let logits = cx.alloc(x.device(), x.rows(), config.experts)?;
+            if cx.gpu(x).is_some() {
+                let gate = self.on_gpus.get(&self.path, x.device())?;
+                let bias = gate.logit_bias.as_ref();
+                multiply_on_gpu(cx, &gate.weight, bias, Precision::F32, x, logits)?;
+                let bias = gate.bias.as_ref();
+                return choose_on_gpu(cx, &config, logits, bias, [ids, weights]);
+            }
             let engine = std::mem::replace(&mut cx.precision, Precision::F32);
             let result = multiply(
                 cx,
@@ -151,6 +184,22 @@ pub(crate) fn choose(
     })
 }
 
+/// The same on a GPU.
+pub(crate) fn choose_on_gpu(
+    cx: &mut Forward<'_>,
+    config: &GateConfig,
+    logits: Act,
+    bias: Option<&DeviceBuffer>,
+    chosen: [Act; 2],
+) -> Result<(), OpError> {
+    let Some(gpu) = cx.gpu(logits) else {
+        return Ok(());
+    };
+    let [ids, weights] = chosen.map(|act| cx.workspace.matrix(act));
+    let logits = cx.workspace.matrix(logits);
+    gate::cuda::route(&gpu, config, logits, bias, ids, weights).map_err(refused)
+}
+
 /// Workspace that [`choose`] and the logits take.
 pub(crate) fn choice_scratch(config: &GateConfig, capacity: Capacity) -> usize {
     Workspace::values_for(capacity.tokens, config.experts)
@@ -171,6 +220,7 @@ fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
         logit_bias: None,
         bias: None,
         attached: Attached::default(),
+        on_gpus: OnGpus::default(),
     })))
 }
 

@@ -1,6 +1,5 @@
 //! The decoder layer: attention and feed-forward, each behind a norm and added to the residual stream.
 
-use ktx_kernels::activation::add;
 use ktx_kernels::device::Device;
 use ktx_kernels::workspace::{Act, Workspace};
 
@@ -92,12 +91,10 @@ impl Layer for DecoderLayer {
             let out = cx.alloc(device, hidden.rows(), hidden.cols())?;
             self.input_norm.forward(cx, hidden, normed)?;
             self.attention.forward(cx, slot, normed, out)?;
-            let ([y], [x]) = cx.workspace.views([out], [hidden]);
-            add(cx.pool, x, y);
+            cx.add(hidden, out)?;
             self.ffn_norm.forward(cx, hidden, normed)?;
             self.ffn.forward(cx, normed, out)?;
-            let ([y], [x]) = cx.workspace.views([out], [hidden]);
-            add(cx.pool, x, y);
+            cx.add(hidden, out)?;
             cx.observe(&self.path, "hidden", hidden);
             Ok(())
         })

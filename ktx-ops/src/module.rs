@@ -4,20 +4,25 @@
 //! allocates nothing and reads everything that changes from step to step (ids, positions, page
 //! tables, lengths) from the batch. Rows at module boundaries are f32.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use ktx_gguf::Tensor;
+use ktx_kernels::cuda::{CudaError, Gpu};
 use ktx_kernels::device::Device;
-use ktx_kernels::kv::{LayerKv, PageId, SequenceKv};
+use ktx_kernels::kv::{LayerKv, PAGE_TOKENS, PageId, SequenceKv};
+use ktx_kernels::linear::cuda::GpuMatrix;
 use ktx_kernels::linear::{Precision, WeightRows};
 use ktx_kernels::moe::MoeScratch;
 use ktx_kernels::pool::ThreadPool;
+use ktx_kernels::rope::cuda::DeviceRopeTable;
 use ktx_kernels::rope::{RopeConfig, RopeError, RopeTable};
 use ktx_kernels::workspace::{Act, Workspace};
 
 use crate::build::{OpError, WeightStore};
+use crate::linear::kernel_error;
 use crate::lora::{ActiveAdapter, AdapterId, Attachment, RowAdapters};
+use crate::recording::Recorder;
 
 /// What a forward call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,6 +128,10 @@ pub struct Forward<'a> {
     pub moe: &'a mut MoeScratch,
     /// The adapters of the rows that the operator is given.
     pub adapters: RowAdapters,
+    /// Number of the step, as GPUs know it.
+    pub step: u32,
+    /// Set while a step is recorded, to be started again.
+    pub recorder: Option<&'a mut Recorder>,
     /// Set while someone watches.
     pub observer: Option<&'a mut dyn Observer>,
 }
@@ -131,7 +140,15 @@ impl Forward<'_> {
     /// Shows a result to the observer, if there is one.
     pub fn observe(&mut self, path: &str, what: &str, act: Act) {
         if let Some(observer) = &mut self.observer {
-            observer.observe(path, what, self.workspace.read(act), act.cols());
+            match self.workspace.gpu(act.device()) {
+                None => observer.observe(path, what, self.workspace.read(act), act.cols()),
+                // What is refused here shows at the step's end.
+                Some(_) => {
+                    if let Ok(values) = self.workspace.download(act) {
+                        observer.observe(path, what, &values, act.cols());
+                    }
+                }
+            }
         }
     }
 
@@ -188,6 +205,9 @@ pub struct Loader<'a> {
     loaded: u64,
     seen: HashSet<String>,
     ropes: Vec<(RopeConfig, Arc<RopeTable>)>,
+    gpu_ropes: Vec<(u16, RopeConfig, Arc<DeviceRopeTable>)>,
+    gpu_matrices: HashMap<(u16, String), Arc<GpuMatrix>>,
+    context: usize,
 }
 
 /// How much is loaded.
@@ -209,7 +229,65 @@ impl<'a> Loader<'a> {
             loaded: 0,
             seen: HashSet::new(),
             ropes: Vec::new(),
+            gpu_ropes: Vec::new(),
+            gpu_matrices: HashMap::new(),
+            context: Self::CONTEXT,
         }
+    }
+
+    /// Positions that tables on a GPU cover where nobody says how many.
+    const CONTEXT: usize = 1 << 15;
+
+    /// The same for sequences of so many tokens at most.
+    pub fn with_context(self, context: usize) -> Self {
+        Self { context, ..self }
+    }
+
+    /// A rotation's table on a GPU, one for all operators that ask for the same.
+    ///
+    /// # Errors
+    /// What the GPU refuses.
+    pub fn rope_table_on(
+        &mut self,
+        gpu: &Gpu,
+        config: &RopeConfig,
+        table: &RopeTable,
+    ) -> Result<Arc<DeviceRopeTable>, CudaError> {
+        let index = gpu.index();
+        let known = self
+            .gpu_ropes
+            .iter()
+            .find(|(i, c, _)| *i == index && c == config);
+        if let Some((_, _, table)) = known {
+            return Ok(Arc::clone(table));
+        }
+        // A page beyond the end: prompts are cut to whole pages.
+        let positions = (self.context + PAGE_TOKENS).min(table.positions());
+        let table = Arc::new(DeviceRopeTable::upload(gpu, table, positions)?);
+        self.gpu_ropes
+            .push((index, config.clone(), Arc::clone(&table)));
+        Ok(table)
+    }
+
+    /// A matrix on a GPU, one for all operators that ask for the same tensor.
+    ///
+    /// # Errors
+    /// What the GPU refuses, or a type that no GPU multiplies.
+    pub fn matrix_on(
+        &mut self,
+        path: &str,
+        gpu: &Gpu,
+        tensor: &Tensor,
+    ) -> Result<Arc<GpuMatrix>, OpError> {
+        let key = (gpu.index(), tensor.name().to_owned());
+        if let Some(matrix) = self.gpu_matrices.get(&key) {
+            return Ok(Arc::clone(matrix));
+        }
+        let rows = WeightRows::of(tensor).map_err(|e| kernel_error(path, e))?;
+        let matrix = GpuMatrix::upload(gpu, rows).map_err(|e| kernel_error(path, e))?;
+        let matrix = Arc::new(matrix);
+        self.gpu_matrices.insert(key, Arc::clone(&matrix));
+        Ok(matrix)
     }
 
     /// The weights.
@@ -452,6 +530,8 @@ pub trait Embedding: KModule {
 /// Widths of one token's entry in the cache of one attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvLayout {
+    /// Where the attention is that reads it.
+    pub device: Device,
     /// Values of the key row.
     pub k_width: usize,
     /// Values of the value row; 0 where keys and values share one row.

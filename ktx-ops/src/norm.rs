@@ -1,10 +1,12 @@
 //! Root mean square normalisation.
 
+use ktx_kernels::cuda::DeviceBuffer;
 use ktx_kernels::device::Device;
-use ktx_kernels::norm::{NormRows, rms_norm, rms_norm_in_place};
+use ktx_kernels::norm::{self, NormRows, rms_norm, rms_norm_in_place};
 use ktx_kernels::workspace::Act;
 
 use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::gpu::{OnGpus, refused, upload};
 use crate::kwargs::NoKwargs;
 use crate::linear::kernel_error;
 use crate::module::{Forward, Holding, KModule, Loader, Norm, Phase};
@@ -19,6 +21,7 @@ pub struct RmsNorm {
     placement: Placement,
     spec: NormSpec,
     weight: Vec<f32>,
+    on_gpus: OnGpus<DeviceBuffer>,
 }
 
 impl RmsNorm {
@@ -47,6 +50,9 @@ impl KModule for RmsNorm {
         )?;
         loader.took(&[&tensor])?;
         self.weight = floats(&self.path, &tensor)?;
+        self.on_gpus = OnGpus::load(&self.path, self.placement, |gpu| {
+            upload(&self.path, gpu, &self.weight)
+        })?;
         Ok(())
     }
 
@@ -67,6 +73,11 @@ impl Norm for RmsNorm {
                 self.weight.len()
             );
             return Err(kernel_error(&self.path, message));
+        }
+        if let Some(gpu) = cx.gpu(x) {
+            let weight = self.on_gpus.get(&self.path, x.device())?;
+            let (x, out) = (cx.workspace.matrix(x), cx.workspace.matrix(out));
+            return norm::cuda::rms_norm(&gpu, x, weight, self.spec.eps, out).map_err(refused);
         }
         if x == out {
             let rows = NormRows::contiguous(x.rows(), x.cols());
@@ -95,6 +106,7 @@ fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
         placement: args.placement,
         spec,
         weight: Vec::new(),
+        on_gpus: OnGpus::default(),
     })))
 }
 

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use ktx_kernels::device::Device;
+use ktx_kernels::rope::cuda::{self, DeviceRopeTable};
 use ktx_kernels::rope::{RopeHeads, RopeScaling, RopeTable, rope};
 use ktx_kernels::workspace::Act;
 
 use crate::build::{BuildArgs, OpError, Operator, Placement, WeightStore};
+use crate::gpu::{OnGpus, refused};
 use crate::kwargs::NoKwargs;
 use crate::linear::kernel_error;
 use crate::module::{Forward, HeadSpan, KModule, Loader, Phase, Rope};
@@ -24,6 +26,7 @@ pub struct RotaryEmbedding {
     placement: Placement,
     spec: RopeSpec,
     table: Option<Arc<RopeTable>>,
+    on_gpus: OnGpus<Arc<DeviceRopeTable>>,
 }
 
 impl RotaryEmbedding {
@@ -40,6 +43,7 @@ impl RotaryEmbedding {
             placement: args.placement,
             spec,
             table: None,
+            on_gpus: OnGpus::default(),
         })
     }
 }
@@ -62,6 +66,11 @@ impl KModule for RotaryEmbedding {
         let table = loader
             .rope_table(&self.spec.config, positions)
             .map_err(|e| kernel_error(&self.path, e))?;
+        self.on_gpus = OnGpus::load(&self.path, self.placement, |gpu| {
+            loader
+                .rope_table_on(gpu, &self.spec.config, &table)
+                .map_err(refused)
+        })?;
         self.table = Some(table);
         Ok(())
     }
@@ -78,6 +87,12 @@ impl Rope for RotaryEmbedding {
             token_stride: x.cols(),
             offset: span.offset,
         };
+        if let Some(gpu) = cx.gpu(x) {
+            let table = self.on_gpus.get(&self.path, x.device())?;
+            let (step, x) = (cx.workspace.step(x.device()), cx.workspace.matrix(x));
+            let (layout, positions) = (self.spec.layout, step.positions());
+            return cuda::rope(&gpu, table, layout, &heads, positions, x).map_err(refused);
+        }
         let values = cx.workspace.write(x);
         rope(
             cx.pool,

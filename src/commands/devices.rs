@@ -11,6 +11,7 @@ use ktx_core::placement::CpuSpeed;
 use ktx_core::placement::measure::{cpu_model, cpu_speed, remeasured};
 use serde_json::json;
 
+use super::device_cuda::Gpus;
 use crate::error::CliError;
 use crate::host::Host;
 
@@ -35,8 +36,6 @@ pub(crate) struct DevicesArgs {
     measure: bool,
 }
 
-const NO_GPU: &str = "this build has no CUDA operators; `--cpu` runs rules for GPUs on the CPU";
-
 /// Runs the command.
 pub(crate) fn run(args: &DevicesArgs) -> Result<(), CliError> {
     let used = requested().map_err(EngineError::from)?;
@@ -46,9 +45,10 @@ pub(crate) fn run(args: &DevicesArgs) -> Result<(), CliError> {
         false => cpu_speed(threads),
     };
     let host = Host::read();
+    let gpus = Gpus::find();
     match args.json {
-        true => print_json(used, &host, &speed),
-        false => print_text(used, &host, &speed),
+        true => print_json(used, &host, &speed, &gpus),
+        false => print_text(used, &host, &speed, &gpus),
     }
 }
 
@@ -56,7 +56,7 @@ fn instruction_sets() -> Vec<&'static str> {
     IsaLevel::supported().map(IsaLevel::name).collect()
 }
 
-fn print_json(used: IsaLevel, host: &Host, speed: &CpuSpeed) -> Result<(), CliError> {
+fn print_json(used: IsaLevel, host: &Host, speed: &CpuSpeed, gpus: &Gpus) -> Result<(), CliError> {
     let cpu = json!({
         "model": cpu_model(),
         "instruction_sets": instruction_sets(),
@@ -71,11 +71,15 @@ fn print_json(used: IsaLevel, host: &Host, speed: &CpuSpeed) -> Result<(), CliEr
         "available_bytes": available_host_memory(),
         "speed": speed.to_json(),
     });
-    writeln!(stdout().lock(), "{}", json!({ "cpu": cpu, "cuda": [] }))?;
+    writeln!(
+        stdout().lock(),
+        "{}",
+        json!({ "cpu": cpu, "cuda": gpus.json(), "cuda_problem": gpus.problem() })
+    )?;
     Ok(())
 }
 
-fn print_text(used: IsaLevel, host: &Host, speed: &CpuSpeed) -> Result<(), CliError> {
+fn print_text(used: IsaLevel, host: &Host, speed: &CpuSpeed, gpus: &Gpus) -> Result<(), CliError> {
     let unknown = || "unknown on this system".to_owned();
     let bytes = |memory: Option<u64>| memory.map_or_else(unknown, |m| Bytes(m).to_string());
     let forced = match used == detected() {
@@ -148,5 +152,5 @@ fn print_text(used: IsaLevel, host: &Host, speed: &CpuSpeed) -> Result<(), CliEr
             rate.flops / 1e9
         )?;
     }
-    Ok(writeln!(out, "{:<6} {NO_GPU}", "cuda")?)
+    Ok(gpus.print(&mut out)?)
 }

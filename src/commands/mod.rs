@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
+mod device_cuda;
 pub(crate) mod devices;
 pub(crate) mod inspect;
 pub(crate) mod operators;

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use ktx_gguf::{Gguf, Safetensors};
 use ktx_kernels::cpu;
-use ktx_kernels::device::Device;
+use ktx_kernels::cuda::Gpu;
+use ktx_kernels::device::{Device, DeviceKind};
 use ktx_kernels::kv::{KvType, PAGE_TOKENS};
 use ktx_kernels::linear::Precision;
 use ktx_kernels::pool::ThreadPool;
@@ -297,7 +298,12 @@ impl EngineBuilder {
 
 /// The devices that modules can be put on.
 pub fn available_devices() -> Vec<Device> {
-    vec![Device::CPU]
+    let gpus = ktx_kernels::cuda::driver().map_or(&[][..], |driver| &driver.devices);
+    let usable = gpus
+        .iter()
+        .filter(|gpu| ktx_kernels::cuda::device(gpu.index).is_ok());
+    let gpus = usable.map(|gpu| Device::new(DeviceKind::Cuda, gpu.index));
+    std::iter::once(Device::CPU).chain(gpus).collect()
 }
 
 /// The model's files, opened.
@@ -501,10 +507,18 @@ impl PlannedModel {
         let host = estimate.devices.entry(Device::CPU).or_default();
         let adapters = self.adapters.all().iter();
         host.weights += adapters.map(|a| a.adapter().bytes()).sum::<u64>();
-        host.kv += parts.kv_bytes(&self.settings);
-        host.scratch += parts.scratch_bytes();
         host.scratch += working::products(&self.description, &self.weights, &self.settings)?;
         host.process += working::process(&self.description, self.weights.gguf());
+        for (device, bytes) in parts.kv_bytes(&self.settings) {
+            estimate.devices.entry(device).or_default().kv += bytes;
+        }
+        for (device, bytes) in parts.scratch_bytes() {
+            let memory = estimate.devices.entry(device).or_default();
+            memory.scratch += bytes;
+            if !device.is_cpu() {
+                memory.process += GPU_PROCESS_BYTES;
+            }
+        }
         Ok(estimate)
     }
 
@@ -552,16 +566,63 @@ impl PlannedModel {
             (Some(one), None) | (None, Some(one)) => one,
             (None, None) => return Ok(()),
         };
+        for (device, memory) in &estimate.devices {
+            if device.kind() == DeviceKind::Cuda {
+                require_gpu_memory(*device, memory, self.settings.context)?;
+            }
+        }
         let host = estimate.host();
         match host.total().checked_sub(available) {
             None | Some(0) => Ok(()),
-            Some(missing) => Err(not_enough(&host, available, missing, self.settings.context)),
+            Some(missing) => Err(not_enough(
+                "",
+                &host,
+                available,
+                missing,
+                self.settings.context,
+                "take a smaller quantisation of the model, or load it all the same and let the system page \
+                 (--ignore-memory)",
+            )),
         }
     }
 }
 
+/// What a process takes of a GPU's memory before it has a model: the driver's context and kernels.
+const GPU_PROCESS_BYTES: u64 = 600 << 20;
+
+fn require_gpu_memory(
+    device: Device,
+    memory: &DeviceMemory,
+    context: usize,
+) -> Result<(), EngineError> {
+    let gpu = Gpu::open(device.index()).map_err(|e| ktx_ops::OpError::Workspace(e.into()))?;
+    let (free, _) = gpu
+        .memory()
+        .map_err(|e| ktx_ops::OpError::Workspace(e.into()))?;
+    // The context is there already.
+    let needed = memory.total() - memory.process;
+    match needed.checked_sub(free as u64) {
+        None | Some(0) => Ok(()),
+        Some(missing) => Err(not_enough(
+            &format!(" on {device}"),
+            memory,
+            free as u64,
+            missing,
+            context,
+            "move modules to the CPU (--gpu-memory places them), or take a smaller quantisation of the model",
+        )),
+    }
+}
+
 /// The error of a model that does not fit, with the nearest settings that do.
-fn not_enough(host: &DeviceMemory, available: u64, missing: u64, context: usize) -> EngineError {
+fn not_enough(
+    place: &str,
+    host: &DeviceMemory,
+    available: u64,
+    missing: u64,
+    context: usize,
+    otherwise: &str,
+) -> EngineError {
     // Activations that grow with the context are left as they are: what is recommended fits.
     let fixed = host.total() - host.kv;
     let per_token = host.kv / context as u64;
@@ -574,11 +635,10 @@ fn not_enough(host: &DeviceMemory, available: u64, missing: u64, context: usize)
             let tokens = tokens / PAGE_TOKENS as u64 * PAGE_TOKENS as u64;
             format!("it fits with --context {tokens}")
         }
-        None => "take a smaller quantisation of the model, or load it all the same and let the system page \
-                 (--ignore-memory)"
-            .to_owned(),
+        None => otherwise.to_owned(),
     };
     EngineError::NotEnoughMemory {
+        place: place.to_owned(),
         needed: Bytes(host.total()),
         weights: Bytes(host.weights),
         kv: Bytes(host.kv),

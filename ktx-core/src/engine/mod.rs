@@ -6,6 +6,7 @@ mod builder;
 #[cfg(test)]
 mod mixed;
 mod runtime;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -3,20 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ktx_kernels::device::Device;
-use ktx_kernels::kv::{KvType, LayerKv, PAGE_TOKENS, PageId, SequenceKv};
+use ktx_kernels::cuda::Gpu;
+use ktx_kernels::device::{Device, DeviceKind};
+use ktx_kernels::kv::{KvError, KvType, LayerKv, PAGE_TOKENS, PageId, SequenceKv};
 use ktx_kernels::linear::Precision;
 use ktx_kernels::moe::MoeScratch;
 use ktx_kernels::pool::ThreadPool;
-use ktx_kernels::workspace::{Act, Transfers, Workspace, WorkspaceError};
+use ktx_kernels::workspace::{Act, StepCapacity, Transfers, Workspace, WorkspaceError};
 use ktx_ops::lora::{Adapter, AdapterId, RowAdapters, attach_all, detach};
 use ktx_ops::module::KvLayout;
+use ktx_ops::recording::Recorder;
 use ktx_ops::{
     Batch, Capacity, Children, Forward, KModule, Layerwise, Linear, LoadProgress, LoadScope,
     Loader, Model, Observer, OpError, Operator, Phase, WeightStore, load_all,
 };
 
-use super::Settings;
+use super::steps::{RecordedStep, StepPlan, Steps};
+use super::{Settings, available_devices};
 use crate::error::EngineError;
 use crate::inject::InjectReport;
 
@@ -94,36 +97,43 @@ impl Parts {
     fn workspace_values(&self) -> usize {
         let (model, head, capacity) = (&self.model, &self.head, self.capacity);
         let values = Workspace::values_for;
-        // The second is the hidden state of a prompt that is read layer by layer.
-        let states = 1 + usize::from(model.layerwise().is_some());
+        // The others are the hidden state of a prompt that is read layer by layer, twice if on a GPU.
+        let states = 1 + 2 * usize::from(model.layerwise().is_some());
         states * values(capacity.tokens, head.in_features())
-            + values(LOGIT_ROWS, head.out_features())
+            + 2 * values(LOGIT_ROWS, head.out_features())
             + model.scratch(capacity).max(head.scratch(capacity))
     }
 
-    /// Bytes of the cache of one session.
-    pub(crate) fn kv_bytes(&self, settings: &Settings) -> u64 {
-        let element = match settings.kv_type {
-            KvType::F32 => 4,
-            _ => 2,
-        };
-        let row = self.layouts.iter().fold(0u64, |sum, l| {
-            sum.saturating_add((l.k_width + l.v_width) as u64)
-        });
-        row.saturating_mul(element)
-            .saturating_mul((pages_for(settings.context) * PAGE_TOKENS) as u64)
+    /// Bytes of the cache on each device: of one session in main memory, where pages are taken as they
+    /// are used; of all on a GPU, where they are taken at once.
+    pub(crate) fn kv_bytes(&self, settings: &Settings) -> BTreeMap<Device, u64> {
+        let element = settings.kv_type.element_bytes() as u64;
+        let tokens = (pages_for(settings.context) * PAGE_TOKENS) as u64;
+        let mut all = BTreeMap::new();
+        for layout in &self.layouts {
+            let sessions = match layout.device.is_cpu() {
+                true => 1,
+                false => settings.sessions as u64,
+            };
+            let row = (layout.k_width + layout.v_width) as u64 * element;
+            let bytes = row.saturating_mul(tokens).saturating_mul(sessions);
+            let sum: &mut u64 = all.entry(layout.device).or_default();
+            *sum = sum.saturating_add(bytes);
+        }
+        all
     }
 
-    /// Bytes of the workspace.
-    pub(crate) fn scratch_bytes(&self) -> u64 {
-        (self.workspace_values() as u64)
-            .saturating_mul((self.devices.len() * size_of::<f32>()) as u64)
+    /// Bytes of the workspace on each of its devices.
+    pub(crate) fn scratch_bytes(&self) -> impl Iterator<Item = (Device, u64)> {
+        let bytes = (self.workspace_values() as u64).saturating_mul(size_of::<f32>() as u64);
+        self.devices.iter().map(move |device| (*device, bytes))
     }
 }
 
 /// All devices that a module runs on, in either phase, or that rules name besides; the host's is one
 /// of them always.
 fn devices(report: &InjectReport, named: BTreeSet<Device>) -> Vec<Device> {
+    let available = available_devices();
     let placed = report
         .modules
         .iter()
@@ -132,7 +142,7 @@ fn devices(report: &InjectReport, named: BTreeSet<Device>) -> Vec<Device> {
     let all: BTreeSet<Device> = placed
         .chain(named)
         .chain([Device::CPU])
-        .filter(|device| device.is_cpu())
+        .filter(|device| device.is_cpu() || available.contains(device))
         .collect();
     all.into_iter().collect()
 }
@@ -152,6 +162,7 @@ pub(crate) struct Runtime {
     moe: MoeScratch,
     pool: ThreadPool,
     store: Arc<dyn WeightStore>,
+    steps: Steps,
 }
 
 impl Runtime {
@@ -162,7 +173,7 @@ impl Runtime {
         store: Arc<dyn WeightStore>,
         progress: &mut dyn FnMut(LoadProgress) -> bool,
     ) -> Result<Self, EngineError> {
-        let mut loader = Loader::new(store.as_ref(), progress);
+        let mut loader = Loader::new(store.as_ref(), progress).with_context(settings.context);
         let scope = match parts.model.layerwise() {
             Some(_) => LoadScope::Generation,
             None => LoadScope::All,
@@ -176,12 +187,18 @@ impl Runtime {
         let kv = parts
             .layouts
             .iter()
-            .map(|layout| LayerKv::new(settings.kv_type, layout.k_width, layout.v_width, pages))
-            .collect::<Result<_, _>>()?;
+            .map(|layout| cache(layout, settings.kv_type, pages))
+            .collect::<Result<_, KvError>>()?;
+        let steps = StepCapacity {
+            rows: parts.capacity.tokens,
+            sequences: settings.sessions.min(parts.capacity.tokens),
+            pages: pages_for(settings.context),
+        };
         Ok(Self {
             precision: settings.precision,
-            workspace: Workspace::new(&parts.devices, parts.workspace_values())
+            workspace: Workspace::with_gpus(&parts.devices, parts.workspace_values(), steps)
                 .map_err(OpError::from)?,
+            steps: Steps::new(steps, &parts.devices),
             kv,
             free_pages: (0..pages as u32).rev().map(PageId).collect(),
             moe: MoeScratch::default(),
@@ -196,7 +213,8 @@ impl Runtime {
     pub(crate) fn attach(&mut self, id: AdapterId, adapter: &Adapter) -> Result<(), EngineError> {
         self.parts.attach(id, adapter)?;
         let values = self.parts.workspace_values();
-        match Workspace::new(&self.parts.devices, values) {
+        self.steps.forget();
+        match Workspace::with_gpus(&self.parts.devices, values, self.steps.capacity) {
             Ok(workspace) => {
                 self.workspace = workspace;
                 Ok(())
@@ -277,15 +295,105 @@ impl Runtime {
             None => phase,
         };
         let prompt = phase == Phase::Prefill;
-        self.with(batch, operators, prompt, observer, |cx, model, head| {
-            let hidden = cx.alloc(
-                head.device(operators),
-                batch.outputs.len(),
-                head.in_features(),
-            )?;
-            model.forward(cx, hidden)?;
-            logits(cx, head, hidden, on_logits)
-        })
+        if !prompt && observer.is_none() {
+            let mut plan = self.steps.plan(batch);
+            if let StepPlan::Record(device) = plan {
+                let recorded = self.record(batch, operators, device)?;
+                plan = recorded
+                    .as_ref()
+                    .map_or(StepPlan::Eager, |_| StepPlan::Replay);
+                self.steps.keep(batch.rows(), recorded);
+            }
+            if plan == StepPlan::Replay {
+                return self.replay(batch, operators, on_logits);
+            }
+        }
+        self.with(
+            batch,
+            operators,
+            prompt,
+            observer,
+            None,
+            |cx, model, head| {
+                let hidden = cx.alloc(
+                    head.device(operators),
+                    batch.outputs.len(),
+                    head.in_features(),
+                )?;
+                model.forward(cx, hidden)?;
+                logits(cx, head, hidden, on_logits)
+            },
+        )
+    }
+
+    /// Takes down a step of this shape; none if something in it cannot be.
+    fn record(
+        &mut self,
+        batch: &Batch,
+        phase: Phase,
+        device: Device,
+    ) -> Result<Option<Box<RecordedStep>>, EngineError> {
+        let turns = self.parts.layouts.len() + 1;
+        let gpu = Gpu::open(device.index()).map_err(|e| OpError::Workspace(e.into()))?;
+        let mut recorder = Recorder::new(&gpu, device, turns)?;
+        self.workspace.synchronize().map_err(OpError::from)?;
+        gpu.begin_capture()
+            .map_err(|e| OpError::Workspace(e.into()))?;
+        self.workspace.set_recording(true);
+        let mut place = None;
+        let result = self.with(
+            batch,
+            phase,
+            false,
+            None,
+            Some(&mut recorder),
+            |cx, model, head| {
+                let rows = batch.outputs.len();
+                let hidden = cx.alloc(head.device(phase), rows, head.in_features())?;
+                model.forward(cx, hidden)?;
+                let logits = cx.alloc(hidden.device(), rows, head.out_features())?;
+                head.forward(cx, hidden, logits)?;
+                place = Some(cx.moved(logits, Device::CPU)?);
+                Ok(())
+            },
+        );
+        let used_host = self.workspace.set_recording(false);
+        let graph = gpu.end_capture();
+        match (result, graph, place) {
+            (Ok(()), Ok(graph), Some(logits)) if !used_host => Ok(Some(Box::new(RecordedStep {
+                recording: recorder.finish(graph),
+                logits,
+            }))),
+            (result, graph, _) => {
+                let why = result.err().map(|e| e.to_string());
+                let why = why.or(graph.err().map(|e| e.to_string()));
+                let why = why.unwrap_or_else(|| "an operator on the CPU takes part".to_owned());
+                tracing::debug!(rows = batch.rows(), why, "a step is not recorded");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Runs a step that was recorded.
+    fn replay(
+        &mut self,
+        batch: &Batch,
+        phase: Phase,
+        on_logits: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<(), EngineError> {
+        let rows = batch.rows();
+        let Some(step) = self.steps.take(rows) else {
+            return Ok(());
+        };
+        let result = self.with(batch, phase, false, None, None, |cx, _, _| {
+            step.recording.run(cx)?;
+            let vocab = step.logits.cols();
+            let logits = cx.workspace.write(step.logits);
+            logits.chunks_exact_mut(vocab).for_each(&mut *on_logits);
+            Ok(())
+        });
+        self.steps.keep(rows, Some(step));
+        result
     }
 
     /// Reads the chunks of one long prompt, in their order, layer by layer: each layer's operators for
@@ -377,17 +485,27 @@ impl Runtime {
         state: &mut [f32],
         body: impl FnOnce(&mut Forward<'_>, &dyn Layerwise, &dyn Linear, Act) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        self.with(chunk, Phase::Prefill, true, None, |cx, model, head| {
-            let Some(model) = model.layerwise() else {
-                return Ok(());
-            };
-            let device = head.device(Phase::Prefill);
-            let hidden = cx.alloc(device, chunk.rows(), head.in_features())?;
-            cx.workspace.write(hidden).copy_from_slice(state);
-            body(cx, model, head, hidden)?;
-            state.copy_from_slice(cx.workspace.read(hidden));
-            Ok(())
-        })
+        self.with(
+            chunk,
+            Phase::Prefill,
+            true,
+            None,
+            None,
+            |cx, model, head| {
+                let Some(model) = model.layerwise() else {
+                    return Ok(());
+                };
+                let device = head.device(Phase::Prefill);
+                let hidden = cx.alloc(device, chunk.rows(), head.in_features())?;
+                let host = cx.alloc(Device::CPU, chunk.rows(), head.in_features())?;
+                cx.workspace.write(host).copy_from_slice(state);
+                cx.workspace.copy(host, hidden);
+                body(cx, model, head, hidden)?;
+                cx.workspace.copy(hidden, host);
+                state.copy_from_slice(cx.workspace.read(host));
+                Ok(())
+            },
+        )
     }
 
     /// Runs `body` with an empty workspace on a batch.
@@ -397,6 +515,7 @@ impl Runtime {
         phase: Phase,
         prompt: bool,
         observer: Option<&mut dyn Observer>,
+        recorder: Option<&mut Recorder>,
         body: impl FnOnce(&mut Forward<'_>, &dyn Model, &dyn Linear) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         if let Some(id) = self.detached(batch) {
@@ -412,6 +531,13 @@ impl Runtime {
             })
             .collect();
         self.workspace.reset();
+        // A step that is recorded does not run: there is nothing to tell.
+        if recorder.is_none() {
+            self.workspace
+                .begin_step(&self.steps.next(batch, &sequences))
+                .map_err(OpError::from)?;
+        }
+        let is_recorded = recorder.is_some();
         let mut cx = Forward {
             phase,
             prompt,
@@ -423,13 +549,31 @@ impl Runtime {
             pool: &self.pool,
             moe: &mut self.moe,
             adapters: RowAdapters::of_batch(batch),
+            step: self.steps.number(),
+            recorder,
             // Matched, not moved, so that the trait object's lifetime can shrink.
             observer: match observer {
                 Some(observer) => Some(observer),
                 None => None,
             },
         };
-        body(&mut cx, self.parts.model.as_ref(), self.parts.head.as_ref())
+        let result = body(&mut cx, self.parts.model.as_ref(), self.parts.head.as_ref());
+        // A GPU's fault is why what follows it failed.
+        if !is_recorded {
+            self.workspace.synchronize().map_err(OpError::from)?;
+        }
+        result
+    }
+}
+
+/// The cache of one attention, where that is.
+fn cache(layout: &KvLayout, kv_type: KvType, pages: usize) -> Result<LayerKv, KvError> {
+    match layout.device.kind() {
+        DeviceKind::Cuda => {
+            let gpu = Gpu::open(layout.device.index())?;
+            LayerKv::on_gpu(&gpu, kv_type, layout.k_width, layout.v_width, pages)
+        }
+        _ => LayerKv::new(kv_type, layout.k_width, layout.v_width, pages),
     }
 }
 
@@ -449,6 +593,7 @@ fn logits(
         let adapters = cx.adapters.gathered(wanted);
         let part = hidden.row_range(first, rows);
         cx.with_adapters(adapters, |cx| head.forward(cx, part, logits))?;
+        let logits = cx.moved(logits, Device::CPU)?;
         cx.workspace
             .write(logits)
             .chunks_exact_mut(vocab)

@@ -52,16 +52,15 @@ impl Gpu {
 }
 
 impl Graph {
-    /// Starts all of it on the stream.
+    /// Starts all of it on the stream. Whoever made the [`DeviceMatrix`](super::DeviceMatrix)es that
+    /// its kernels were given answers for their memory still.
     ///
     /// # Errors
     /// What the driver refuses.
-    ///
-    /// # Safety
-    /// All memory that the recorded kernels use must still be there.
-    pub unsafe fn launch(&self) -> Result<(), CudaError> {
+    pub fn launch(&self) -> Result<(), CudaError> {
         self.gpu.bind()?;
-        // SAFETY: the caller vouches for the memory.
+        // SAFETY: the kernels' arguments were checked when they were recorded, and the memory stays for
+        // as long as kernels may use it: that is what making a `DeviceMatrix` promises.
         unsafe { cu!(cuGraphLaunch(self.exec, self.gpu.stream())) }
     }
 }

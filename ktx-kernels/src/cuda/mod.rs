@@ -8,6 +8,7 @@
 //! One GPU has one stream: what is started on it runs in that order.
 
 mod artifacts;
+mod bandwidth;
 pub mod error;
 mod gpu;
 mod graph;

@@ -1,12 +1,15 @@
 //! Attention with keys and values shared by groups of query heads.
 
+use ktx_kernels::attention::cuda::{self, DeviceGqaQuery};
 use ktx_kernels::attention::{AttentionShape, GqaQuery, gqa};
+use ktx_kernels::cuda::DeviceBuffer;
 use ktx_kernels::device::Device;
 use ktx_kernels::workspace::{Act, Workspace};
 use serde::{Deserialize, Serialize};
 
 use super::write_cache;
 use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::gpu::{OnGpus, gpus, refused, upload};
 use crate::kwargs::{KwargDoc, KwargSet};
 use crate::linear::forward_joined;
 use crate::module::{
@@ -51,6 +54,7 @@ pub struct GroupedQueryAttention {
     head_norms: Option<(Box<dyn Norm>, Box<dyn Norm>)>,
     rotary: Box<dyn Rope>,
     sinks: Option<Vec<f32>>,
+    sinks_on_gpus: OnGpus<Option<DeviceBuffer>>,
 }
 
 impl GroupedQueryAttention {
@@ -74,6 +78,7 @@ impl GroupedQueryAttention {
             },
             rotary: args.rope("rotary_emb")?,
             sinks: None,
+            sinks_on_gpus: OnGpus::default(),
             spec,
         })
     }
@@ -86,6 +91,16 @@ impl GroupedQueryAttention {
             v_head_dim: self.spec.head_dim,
             scale: self.spec.softmax_scale,
             window: self.spec.window,
+        }
+    }
+
+    fn scratch_floats(&self, threads: usize) -> usize {
+        let shape = self.shape();
+        match gpus(self.placement).next() {
+            Some(_) => shape
+                .scratch_floats(threads)
+                .max(shape.device_scratch_floats()),
+            None => shape.scratch_floats(threads),
         }
     }
 
@@ -156,13 +171,16 @@ impl KModule for GroupedQueryAttention {
     }
 
     fn load(&mut self, loader: &mut Loader<'_>) -> Result<(), OpError> {
-        let Some(name) = &self.spec.sinks else {
-            return Ok(());
-        };
-        let heads = self.spec.num_attention_heads;
-        let sinks = required(&self.path, loader.store(), name, &[heads])?;
-        loader.took(&[&sinks])?;
-        self.sinks = Some(floats(&self.path, &sinks)?);
+        if let Some(name) = &self.spec.sinks {
+            let heads = self.spec.num_attention_heads;
+            let sinks = required(&self.path, loader.store(), name, &[heads])?;
+            loader.took(&[&sinks])?;
+            self.sinks = Some(floats(&self.path, &sinks)?);
+        }
+        self.sinks_on_gpus = OnGpus::load(&self.path, self.placement, |gpu| {
+            let sinks = self.sinks.as_ref();
+            sinks.map(|s| upload(&self.path, gpu, s)).transpose()
+        })?;
         Ok(())
     }
 
@@ -178,7 +196,7 @@ impl KModule for GroupedQueryAttention {
         let rows = |heads: usize| Workspace::values_for(capacity.tokens, heads * spec.head_dim);
         2 * rows(spec.num_attention_heads)
             + 2 * rows(spec.num_key_value_heads)
-            + Workspace::values_for(1, self.shape().scratch_floats(capacity.threads))
+            + Workspace::values_for(1, self.scratch_floats(capacity.threads))
             + largest_scratch(self.children(), capacity)
     }
 }
@@ -187,6 +205,7 @@ impl Attention for GroupedQueryAttention {
     fn kv_layout(&self) -> KvLayout {
         let width = self.spec.num_key_value_heads * self.spec.head_dim;
         KvLayout {
+            device: self.placement.generate,
             k_width: width,
             v_width: width,
         }
@@ -208,9 +227,30 @@ impl Attention for GroupedQueryAttention {
             let norms = self.head_norms.as_ref();
             self.position(cx, q, heads, norms.map(|(q, _)| q.as_ref()))?;
             self.position(cx, k, kv_heads, norms.map(|(_, k)| k.as_ref()))?;
-            write_cache(cx, slot, k, Some(v));
+            write_cache(cx, slot, k, Some(v))?;
 
             let attended = cx.alloc(device, rows, heads * spec.head_dim)?;
+            if let Some(gpu) = cx.gpu(q) {
+                let scratch = cx.alloc(device, 1, self.shape().device_scratch_floats())?;
+                let sinks = self.sinks_on_gpus.get(&self.path, device)?.as_ref();
+                let [rows, result, scratch] =
+                    [q, attended, scratch].map(|act| cx.workspace.matrix(act));
+                let query = DeviceGqaQuery { rows, sinks };
+                let (step, kv) = (cx.workspace.step(device), &cx.kv[slot.0]);
+                let sequences = cx.sequences;
+                cuda::gqa(
+                    &gpu,
+                    &self.shape(),
+                    kv,
+                    step,
+                    sequences,
+                    &query,
+                    result,
+                    scratch,
+                )
+                .map_err(refused)?;
+                return self.o_proj.forward(cx, attended, out);
+            }
             let scratch = cx.alloc(device, 1, self.shape().scratch_floats(cx.pool.threads()))?;
             let ([rows], [result, scratch]) = cx.workspace.views([q], [attended, scratch]);
             let sinks = self.sinks.as_deref();

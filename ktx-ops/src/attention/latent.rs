@@ -7,8 +7,11 @@
 //! less, for a long prompt the second computes less.
 
 use ktx_gguf::GgmlType;
+use ktx_kernels::attention::cuda::{self, DeviceMlaQuery};
 use ktx_kernels::attention::{AttentionShape, MlaQuery, MlaShape, dense, mla};
+use ktx_kernels::cuda::Gpu;
 use ktx_kernels::device::Device;
+use ktx_kernels::heads::cuda::DeviceHeads;
 use ktx_kernels::heads::{HeadRows, matmul_heads};
 use ktx_kernels::kv::{PAGE_TOKENS, SequenceKv};
 use ktx_kernels::linear::matmul_many;
@@ -19,6 +22,7 @@ use super::latent_adapters::LatentAdapters;
 use super::latent_weights::LatentWeights;
 use super::{part_of, write_cache};
 use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::gpu::{OnGpus, gpus, refused};
 use crate::kwargs::{KwargDoc, KwargSet};
 use crate::linear::{forward_joined, kernel_error};
 use crate::lora::{ActiveAdapter, AdapterId, Attachment, RowAdapters};
@@ -88,6 +92,15 @@ pub struct KDeepseekV2Attention {
     adapters: LatentAdapters,
     o_proj: Box<dyn Linear>,
     rotary: Box<dyn Rope>,
+    on_gpus: OnGpus<LatentOnGpu>,
+}
+
+/// The matrices of all heads on a GPU.
+struct LatentOnGpu {
+    /// Folds a query into the compressed space, `[heads, kv_lora_rank, nope]`.
+    keys: DeviceHeads,
+    /// Values from a compressed row, `[heads, v, kv_lora_rank]`.
+    values: DeviceHeads,
 }
 
 impl KDeepseekV2Attention {
@@ -135,6 +148,7 @@ impl KDeepseekV2Attention {
             adapters: LatentAdapters::default(),
             o_proj: args.linear("o_proj")?,
             rotary: args.rope("rotary_emb")?,
+            on_gpus: OnGpus::default(),
             spec,
         })
     }
@@ -196,8 +210,7 @@ impl KDeepseekV2Attention {
                 offset: spec.kv_lora_rank,
             };
             self.rotary.forward(cx, cache, shared)?;
-            write_cache(cx, slot, cache, None);
-            Ok(())
+            write_cache(cx, slot, cache, None)
         })
     }
 
@@ -206,12 +219,9 @@ impl KDeepseekV2Attention {
         let lora = self.spec.kv_lora_rank;
         cx.scoped(|cx| {
             let c = cx.alloc(cache.device(), cache.rows(), lora)?;
-            let ([rows], [packed]) = cx.workspace.views([cache], [c]);
-            copy_columns(rows, cache.cols(), packed, lora, lora);
+            cx.copy_columns((cache, 0), (c, 0), lora)?;
             self.kv_norm.forward(cx, c, c)?;
-            let ([packed], [rows]) = cx.workspace.views([c], [cache]);
-            copy_columns(packed, lora, rows, cache.cols(), lora);
-            Ok(())
+            cx.copy_columns((c, 0), (cache, 0), lora)
         })
     }
 
@@ -311,6 +321,57 @@ impl KDeepseekV2Attention {
             )
             .map_err(error)?;
             self.adapters.unfold(cx, &self.path, spec, attended, out)
+        })
+    }
+
+    /// Attends in the compressed space on a GPU, all rows at once.
+    fn absorbed_on_gpu(
+        &self,
+        cx: &mut Forward<'_>,
+        gpu: &Gpu,
+        slot: KvSlot,
+        q: Act,
+        out: Act,
+    ) -> Result<(), OpError> {
+        let (spec, device) = (&self.spec, q.device());
+        let (heads, lora) = (spec.num_attention_heads, spec.kv_lora_rank);
+        let weights = self.on_gpus.get(&self.path, device)?;
+        let shape = self.absorbed_shape();
+        cx.scoped(|cx| {
+            let latent = cx.alloc(device, q.rows(), heads * lora)?;
+            let attended = cx.alloc(device, q.rows(), heads * lora)?;
+            let scratch = cx.alloc(device, 1, shape.device_scratch_floats())?;
+            let q_rows = HeadRows {
+                width: q.cols(),
+                stride: spec.q_head_dim(),
+                offset: 0,
+            };
+            let [q, latent, attended, scratch, out] =
+                [q, latent, attended, scratch, out].map(|act| cx.workspace.matrix(act));
+            weights.keys.multiply(q, q_rows, latent).map_err(refused)?;
+            let query = DeviceMlaQuery {
+                latent,
+                rope: q,
+                rope_stride: spec.q_head_dim(),
+                rope_offset: spec.qk_nope_head_dim,
+            };
+            let (step, kv) = (cx.workspace.step(device), &cx.kv[slot.0]);
+            cuda::mla(
+                gpu,
+                &shape,
+                kv,
+                step,
+                cx.sequences,
+                &query,
+                attended,
+                scratch,
+            )
+            .map_err(refused)?;
+            let packed = HeadRows::packed(heads, lora);
+            weights
+                .values
+                .multiply(attended, packed, out)
+                .map_err(refused)
         })
     }
 
@@ -502,9 +563,21 @@ impl KModule for KDeepseekV2Attention {
 
     fn load(&mut self, loader: &mut Loader<'_>) -> Result<(), OpError> {
         let (key, prefix) = &self.kv_b;
-        self.weights = Some(LatentWeights::load(
-            &self.path, &self.spec, key, prefix, loader,
-        )?);
+        let weights = LatentWeights::load(&self.path, &self.spec, key, prefix, loader)?;
+        let spec = &self.spec;
+        let (heads, lora) = (spec.num_attention_heads, spec.kv_lora_rank);
+        self.on_gpus = OnGpus::load(&self.path, self.placement, |gpu| {
+            let keys = weights.dequantise(&self.path, heads, |h| weights.absorb_key(spec, h))?;
+            let values = weights.dequantise(&self.path, heads, |h| weights.value(spec, h))?;
+            let upload = |out, inner, values: &[f32]| {
+                DeviceHeads::upload(gpu, heads, out, inner, values).map_err(refused)
+            };
+            Ok(LatentOnGpu {
+                keys: upload(lora, spec.qk_nope_head_dim, &keys)?,
+                values: upload(spec.v_head_dim, lora, &values)?,
+            })
+        })?;
+        self.weights = Some(weights);
         Ok(())
     }
 
@@ -538,6 +611,13 @@ impl KModule for KDeepseekV2Attention {
             + self
                 .adapters
                 .absorbed_scratch(spec, tokens.min(self.chunk_rows));
+        let on_gpu = match gpus(self.placement).next() {
+            Some(_) => {
+                2 * values(tokens, heads * spec.kv_lora_rank)
+                    + values(1, self.absorbed_shape().device_scratch_floats())
+            }
+            None => 0,
+        };
         let context = capacity.context.max(tokens);
         let unabsorbed = [
             spec.kv_lora_rank,
@@ -559,6 +639,7 @@ impl KModule for KDeepseekV2Attention {
         } else {
             absorbed.max(unabsorbed)
         };
+        let attending = attending.max(on_gpu);
         values(tokens, heads * spec.q_head_dim())
             + values(tokens, heads * spec.v_head_dim)
             + projecting.max(attending)
@@ -569,6 +650,7 @@ impl KModule for KDeepseekV2Attention {
 impl Attention for KDeepseekV2Attention {
     fn kv_layout(&self) -> KvLayout {
         KvLayout {
+            device: self.placement.generate,
             k_width: self.spec.cache_width(),
             v_width: 0,
         }
@@ -588,7 +670,9 @@ impl Attention for KDeepseekV2Attention {
                 spec.num_attention_heads * spec.v_head_dim,
             )?;
             self.project(cx, slot, x, q)?;
-            if cx.prompt && !self.absorb_for_prefill {
+            if let Some(gpu) = cx.gpu(q) {
+                self.absorbed_on_gpu(cx, &gpu, slot, q, attended)?;
+            } else if cx.prompt && !self.absorb_for_prefill {
                 self.unabsorbed(cx, slot, q, attended)?;
             } else {
                 self.absorbed(cx, slot, q, attended)?;

@@ -89,6 +89,28 @@ impl LatentWeights {
         }
     }
 
+    /// The matrices of all heads, one behind the other, in f32.
+    pub(super) fn dequantise<'a>(
+        &'a self,
+        path: &str,
+        heads: usize,
+        of_head: impl Fn(usize) -> Result<WeightRows<'a>, LinearError>,
+    ) -> Result<Vec<f32>, OpError> {
+        let mut all = Vec::new();
+        for head in 0..heads {
+            let matrix = of_head(head).map_err(|e| kernel_error(path, e))?;
+            let start = all.len();
+            all.resize(start + matrix.rows() * matrix.cols(), 0.0);
+            let rows = all[start..].chunks_exact_mut(matrix.cols());
+            for (index, row) in rows.enumerate() {
+                matrix
+                    .dequantize(index, row)
+                    .ok_or_else(|| kernel_error(path, MISSING_ROWS))?;
+            }
+        }
+        Ok(all)
+    }
+
     /// Values of f32 that [`Self::keys`] needs to write to for one head.
     pub(super) fn key_scratch(&self, spec: &MlaSpec) -> usize {
         match self {

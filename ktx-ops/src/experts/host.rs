@@ -1,5 +1,7 @@
 //! All routed experts of a layer on the host, on the file's blocks in main memory.
 
+use std::sync::Arc;
+
 use ktx_kernels::device::Device;
 use ktx_kernels::linear::WeightRows;
 use ktx_kernels::moe::{self, ExpertBiases, ExpertStack, MoeWeights, Routing};
@@ -12,6 +14,7 @@ use crate::kwargs::{KwargDoc, KwargSet};
 use crate::linear::{Arithmetic, kernel_error};
 use crate::lora::{AdapterId, Attachment};
 use crate::module::{Capacity, Experts, Forward, Holding, KModule, Loader, Phase};
+use crate::recording::HostTask;
 use crate::register_operator;
 use crate::spec::{ExpertsSpec, Spec};
 use crate::weights::{ExpertTensors, expert_biases, experts, floats};
@@ -87,10 +90,30 @@ pub struct HostExperts {
     spec: ExpertsSpec,
     arithmetic: Arithmetic,
     out_device: Option<Device>,
-    weights: Option<[ExpertTensors; 3]>,
+    loaded: Option<Arc<Loaded>>,
+    adapted: AdaptedExperts,
+}
+
+/// The experts' weights in main memory, and all that it takes to compute with them.
+struct Loaded {
+    path: String,
+    spec: ExpertsSpec,
+    arithmetic: Arithmetic,
+    tensors: [ExpertTensors; 3],
     /// `[experts, out]` of gate, up and down.
     biases: Option<[Vec<f32>; 3]>,
-    adapted: AdaptedExperts,
+}
+
+/// The experts of a recorded step.
+struct ExpertsTask {
+    experts: Arc<Loaded>,
+    rows: Routed,
+}
+
+impl HostTask for ExpertsTask {
+    fn run(&self, cx: &mut Forward<'_>) -> Result<(), OpError> {
+        self.experts.run(cx, &self.rows)
+    }
 }
 
 impl HostExperts {
@@ -119,20 +142,13 @@ impl HostExperts {
             spec,
             arithmetic,
             out_device,
-            weights: None,
-            biases: None,
+            loaded: None,
             adapted: AdaptedExperts::default(),
         })))
     }
 
-    /// `[out, in]` of the three projections.
-    fn shapes(&self) -> [(usize, usize); 3] {
-        let (hidden, width) = (self.spec.hidden_size, self.spec.moe_intermediate_size);
-        [(width, hidden), (width, hidden), (hidden, width)]
-    }
-
-    fn tensors(&self) -> Result<&[ExpertTensors; 3], OpError> {
-        self.weights
+    fn loaded(&self) -> Result<&Arc<Loaded>, OpError> {
+        self.loaded
             .as_ref()
             .ok_or_else(|| kernel_error(&self.path, "its weights are not loaded"))
     }
@@ -140,19 +156,20 @@ impl HostExperts {
     /// Rows with adapters that adapt these experts apart from the others.
     fn run_adapted(&self, cx: &mut Forward<'_>, all: &Routed) -> Result<(), OpError> {
         cx.adapters.require_rows(&self.path, all.x.rows())?;
+        let loaded = self.loaded()?;
         let adapters = std::mem::take(&mut cx.adapters);
         let engine = cx.precision;
         let mut done = 0;
         let spans = adapters.spans().iter();
         let mut spans = spans.filter(|s| self.adapted.any_of(&s.adapters));
         let result = spans.try_for_each(|span| {
-            self.run_fused(cx, &all.rows(done, span.first_row - done))?;
+            loaded.run(cx, &all.rows(done, span.first_row - done))?;
             done = span.end();
             cx.precision = self.arithmetic.precision(engine);
             let rows = all.rows(span.first_row, span.rows);
             let weights = HostWeights {
-                tensors: self.tensors()?,
-                biases: self.biases.as_ref(),
+                tensors: &loaded.tensors,
+                biases: loaded.biases.as_ref(),
                 activation: self.spec.activation,
             };
             let result = self
@@ -163,11 +180,19 @@ impl HostExperts {
         });
         cx.adapters = adapters;
         result?;
-        self.run_fused(cx, &all.rows(done, all.x.rows() - done))
+        loaded.run(cx, &all.rows(done, all.x.rows() - done))
+    }
+}
+
+impl Loaded {
+    /// `[out, in]` of the three projections.
+    fn shapes(&self) -> [(usize, usize); 3] {
+        let (hidden, width) = (self.spec.hidden_size, self.spec.moe_intermediate_size);
+        [(width, hidden), (width, hidden), (hidden, width)]
     }
 
     /// All experts of these rows at once, without adapters.
-    fn run_fused(&self, cx: &mut Forward<'_>, rows: &Routed) -> Result<(), OpError> {
+    fn run(&self, cx: &mut Forward<'_>, rows: &Routed) -> Result<(), OpError> {
         if rows.x.is_empty() {
             return Ok(());
         }
@@ -178,7 +203,7 @@ impl HostExperts {
             out,
         } = *rows;
         let error = |e: &dyn std::fmt::Display| kernel_error(&self.path, e);
-        let tensors = self.tensors()?;
+        let tensors = &self.tensors;
         let precision = self.arithmetic.precision(cx.precision);
         let separate = separate_rows(tensors).map_err(|e| error(&e))?;
         let [gate, up, down] = std::array::from_fn(|i| {
@@ -245,25 +270,32 @@ impl KModule for HostExperts {
         for projection in &tensors {
             loader.took(&projection.tensors())?;
         }
-        self.weights = Some(tensors);
+        let mut biases = None;
         if let Some([gate, up, down]) = expert_biases(&self.path, &self.spec, loader.store())? {
             loader.took(&[&gate, &up, &down])?;
             let values = |tensor| floats(&self.path, tensor);
-            self.biases = Some([values(&gate)?, values(&up)?, values(&down)?]);
+            biases = Some([values(&gate)?, values(&up)?, values(&down)?]);
         }
+        self.loaded = Some(Arc::new(Loaded {
+            path: self.path.clone(),
+            spec: self.spec.clone(),
+            arithmetic: self.arithmetic,
+            tensors,
+            biases,
+        }));
         Ok(())
     }
 
     fn unload(&mut self) {
-        self.weights = None;
-        self.biases = None;
+        self.loaded = None;
     }
 
     fn holding(&self) -> Vec<Holding> {
-        let biases = self.biases.iter().flatten();
+        let biases = self.loaded.iter().filter_map(|l| l.biases.as_ref());
+        let bytes = biases.flatten().map(|b| size_of_val(b.as_slice()) as u64);
         vec![Holding {
             device: self.placement.generate,
-            bytes: biases.map(|b| size_of_val(b.as_slice()) as u64).sum(),
+            bytes: bytes.sum(),
         }]
     }
 
@@ -295,8 +327,12 @@ impl Experts for HostExperts {
             weights,
             out,
         };
+        if cx.is_recording() {
+            let experts = Arc::clone(self.loaded()?);
+            return cx.turn_of_host(Arc::new(ExpertsTask { experts, rows }));
+        }
         match self.adapted.is_empty() || cx.adapters.is_empty() {
-            true => self.run_fused(cx, &rows),
+            true => self.loaded()?.run(cx, &rows),
             false => self.run_adapted(cx, &rows),
         }
     }

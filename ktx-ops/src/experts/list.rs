@@ -109,6 +109,7 @@ fn rows_of(cx: &Forward<'_>, ids: Act, weights: Act, expert: u32) -> Vec<(usize,
 }
 
 fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    args.require_host(ExpertList::CLASS)?;
     let Spec::Experts(spec) = args.spec().clone() else {
         return Err(args.unfit("a list of routed experts"));
     };

@@ -1,6 +1,5 @@
 //! The gated feed-forward block: `down(silu(gate(x)) * up(x))`.
 
-use ktx_kernels::activation::silu_mul_in_place;
 use ktx_kernels::device::Device;
 use ktx_kernels::workspace::{Act, Workspace};
 
@@ -78,8 +77,7 @@ impl Ffn for Mlp {
             let gate = cx.alloc(device, x.rows(), self.width())?;
             let up = cx.alloc(device, x.rows(), self.width())?;
             forward_joined(cx, [self.gate.as_ref(), self.up.as_ref()], x, [gate, up])?;
-            let ([u], [g]) = cx.workspace.views([up], [gate]);
-            silu_mul_in_place(cx.pool, g, u);
+            cx.silu_mul(gate, up)?;
             self.down.forward(cx, gate, out)
         })
     }

@@ -1,12 +1,11 @@
 //! The mixture-of-experts block: router, routed experts, shared experts, in one place and in order.
 
-use ktx_kernels::activation::{add, add_scaled_rows, sigmoid};
 use ktx_kernels::device::Device;
 use ktx_kernels::gate::GateConfig;
 use ktx_kernels::workspace::{Act, Workspace};
 
 use crate::build::{BuildArgs, OpError, Operator, Placement};
-use crate::gate::{choice_scratch, choose};
+use crate::gate::{choice_scratch, choose, choose_on_gpu};
 use crate::kwargs::NoKwargs;
 use crate::module::{
     Capacity, Experts, Ffn, Forward, Gate, KModule, Linear, Phase, largest_scratch,
@@ -77,22 +76,11 @@ impl MoeBlock {
             Router::Matrix(matrix, router) => cx.scoped(|cx| {
                 let logits = cx.alloc(self.device(cx.phase), x.rows(), router.experts)?;
                 matrix.forward(cx, x, logits)?;
-                choose(cx, &self.path, router, logits, None, [ids, weights])
+                match cx.gpu(logits) {
+                    Some(_) => choose_on_gpu(cx, router, logits, None, [ids, weights]),
+                    None => choose(cx, &self.path, router, logits, None, [ids, weights]),
+                }
             }),
-        }
-    }
-
-    fn add_shared(&self, cx: &mut Forward<'_>, shared: Act, scale: Option<Act>, out: Act) {
-        match scale {
-            None => {
-                let ([x], [y]) = cx.workspace.views([shared], [out]);
-                add(cx.pool, y, x);
-            }
-            Some(scale) => {
-                sigmoid(cx.pool, cx.workspace.write(scale));
-                let ([x, scale], [y]) = cx.workspace.views([shared, scale], [out]);
-                add_scaled_rows(cx.pool, y, x, scale);
-            }
         }
     }
 }
@@ -166,10 +154,8 @@ impl Ffn for MoeBlock {
 
             // Submit, shared, wait, add: experts on another device work while this one does the shared part.
             let experts = self.experts.device(cx.phase);
-            let [routed_x, routed_ids, routed_weights] = {
-                let mut there = |act| cx.moved(act, experts);
-                [there(x)?, there(ids)?, there(weights)?]
-            };
+            let [routed_x, routed_ids, routed_weights] =
+                cx.hand_over([x, ids, weights], experts)?;
             let routed = if experts == out.device() {
                 out
             } else {
@@ -194,10 +180,17 @@ impl Ffn for MoeBlock {
                 }
             };
             self.experts.finish(cx, routed)?;
-            let landed = cx.moved(routed, self.experts.out_device(cx.phase))?;
-            cx.workspace.copy(landed, out);
+            let landing = self.experts.out_device(cx.phase);
+            let landed = match landing == routed.device() || landing == out.device() {
+                true => routed,
+                false => cx.moved(routed, landing)?,
+            };
+            cx.take_back(landed, out)?;
             if let Some((y, scale)) = shared {
-                self.add_shared(cx, y, scale, out);
+                match scale {
+                    None => cx.add(out, y)?,
+                    Some(scale) => cx.add_gated_rows(out, y, scale)?,
+                }
             }
             Ok(())
         })

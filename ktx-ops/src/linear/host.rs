@@ -1,20 +1,25 @@
-//! Matrix products on the file's blocks in main memory, read where they lie.
+//! Matrix products on the file's blocks: in main memory, read where they lie, or in a GPU's.
+
+use std::sync::Arc;
 
 use ktx_gguf::Tensor;
+use ktx_kernels::cuda::DeviceBuffer;
 use ktx_kernels::device::Device;
 use ktx_kernels::linear::WeightRows;
+use ktx_kernels::linear::cuda::GpuMatrix;
 use ktx_kernels::workspace::Act;
 
-use super::{Arithmetic, kernel_error, multiply};
+use super::{Arithmetic, gpu_scratch, kernel_error, multiply, multiply_on_gpu};
 use crate::build::{BuildArgs, OpError, Operator, Placement, WeightStore};
+use crate::gpu::{OnGpus, upload};
 use crate::kwargs::{KwargDoc, KwargSet, NoKwargs};
-use crate::module::{Forward, Holding, HostMatrix, KModule, Linear, Loader, Phase};
+use crate::module::{Capacity, Forward, Holding, HostMatrix, KModule, Linear, Loader, Phase};
 use crate::register_operator;
 use crate::spec::{LinearSource, LinearSpec, Spec};
 use crate::tree::Module;
 use crate::weights::{floats, matrix, optional, required};
 
-/// A product with a matrix of the file, in main memory, on the blocks as they are.
+/// A product with a matrix of the file on the blocks as they are, in main memory or on GPUs.
 pub struct HostLinear {
     module: Module,
     spec: LinearSpec,
@@ -25,6 +30,13 @@ pub struct HostLinear {
     bias: Option<Vec<f32>>,
     /// Bytes of the weight that are not in the mapped file.
     made: u64,
+    on_gpus: OnGpus<LinearOnGpu>,
+}
+
+/// A matrix on a GPU.
+struct LinearOnGpu {
+    weight: Arc<GpuMatrix>,
+    bias: Option<DeviceBuffer>,
 }
 
 impl HostLinear {
@@ -52,6 +64,7 @@ impl HostLinear {
             weight: None,
             bias: None,
             made: 0,
+            on_gpus: OnGpus::default(),
         })))
     }
 
@@ -85,13 +98,26 @@ impl KModule for HostLinear {
         let (weight, made) = weight(&self.module, &self.spec, loader.store())?;
         loader.took(&[&weight])?;
         self.made = made;
-        self.weight = Some(weight);
         self.bias = bias(&self.module, &self.spec, loader.store())?;
+        let path = &self.module.path;
+        self.on_gpus = OnGpus::load(path, self.placement, |gpu| {
+            let bias = self.bias.as_ref();
+            Ok(LinearOnGpu {
+                weight: loader.matrix_on(path, gpu, &weight)?,
+                bias: bias.map(|b| upload(path, gpu, b)).transpose()?,
+            })
+        })?;
+        self.weight = Some(weight);
         Ok(())
     }
 
     fn unload(&mut self) {
         (self.weight, self.bias, self.made) = (None, None, 0);
+        self.on_gpus = OnGpus::default();
+    }
+
+    fn scratch(&self, capacity: Capacity) -> usize {
+        gpu_scratch(self.placement, capacity, self.spec.in_features)
     }
 
     fn holding(&self) -> Vec<Holding> {
@@ -113,6 +139,11 @@ impl Linear for HostLinear {
 
     fn forward(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError> {
         let engine = cx.precision;
+        if cx.gpu(x).is_some() {
+            let here = self.on_gpus.get(self.path(), x.device())?;
+            let precision = self.arithmetic.precision(engine);
+            return multiply_on_gpu(cx, &here.weight, here.bias.as_ref(), precision, x, out);
+        }
         cx.precision = self.arithmetic.precision(engine);
         let result = self
             .matrix()
@@ -121,10 +152,10 @@ impl Linear for HostLinear {
         result
     }
 
-    fn host_matrix(&self, _phase: Phase) -> Option<HostMatrix<'_>> {
+    fn host_matrix(&self, phase: Phase) -> Option<HostMatrix<'_>> {
         match self.arithmetic {
-            Arithmetic::AsEngine => self.matrix().ok(),
-            Arithmetic::F32 => None,
+            Arithmetic::AsEngine if self.device(phase).is_cpu() => self.matrix().ok(),
+            _ => None,
         }
     }
 }

@@ -162,6 +162,7 @@ impl KLinearLora {
 }
 
 fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
+    args.require_host(KLinearLora::CLASS)?;
     let kwargs = args.kwargs::<LoraKwargs>()?;
     let linear = |op: Operator| match op {
         Operator::Linear(op) => Some(op),

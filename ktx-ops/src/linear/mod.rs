@@ -8,16 +8,19 @@ mod router;
 mod switch;
 
 use ktx_gguf::GgmlType;
+use ktx_kernels::cuda::DeviceBuffer;
+use ktx_kernels::linear::cuda::GpuMatrix;
 use ktx_kernels::linear::{Precision, WeightRows, matmul_many};
-use ktx_kernels::workspace::Act;
+use ktx_kernels::workspace::{Act, Workspace};
 
 pub use host::HostLinear;
 pub use lora::KLinearLora;
 pub use q8::KLinearQ8;
 pub use switch::KTransformersLinear;
 
-use crate::build::OpError;
-use crate::module::{Forward, HostMatrix, Linear};
+use crate::build::{OpError, Placement};
+use crate::gpu::{gpus, refused};
+use crate::module::{Capacity, Forward, HostMatrix, Linear};
 
 /// How an operator's products take their activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,4 +93,34 @@ pub(crate) fn multiply<const N: usize>(
         }
     }
     Ok(())
+}
+
+/// Values of f32 that a product on a GPU takes of the workspace, where a placement names one.
+pub(crate) fn gpu_scratch(placement: Placement, capacity: Capacity, in_features: usize) -> usize {
+    match gpus(placement).next() {
+        Some(_) => {
+            let floats = GpuMatrix::scratch_floats(capacity.tokens, in_features);
+            Workspace::values_for(1, floats)
+        }
+        None => 0,
+    }
+}
+
+/// `out = x W^T + b` on the GPU that holds all of them.
+pub(crate) fn multiply_on_gpu(
+    cx: &mut Forward<'_>,
+    matrix: &GpuMatrix,
+    bias: Option<&DeviceBuffer>,
+    precision: Precision,
+    x: Act,
+    out: Act,
+) -> Result<(), OpError> {
+    cx.scoped(|cx| {
+        let floats = GpuMatrix::scratch_floats(x.rows(), x.cols());
+        let scratch = cx.alloc(x.device(), 1, floats)?;
+        let [x, out, scratch] = [x, out, scratch].map(|act| cx.workspace.matrix(act));
+        matrix
+            .multiply(x, bias, out, precision, scratch)
+            .map_err(refused)
+    })
 }

@@ -138,6 +138,7 @@ fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
     let Spec::Linear(spec) = args.spec().clone() else {
         return Err(args.unfit("a linear module"));
     };
+    args.require_host(KLinearQ8::CLASS)?;
     let mut module = args.module.clone();
     module.children.clear();
     Ok(Operator::Linear(Box::new(KLinearQ8 {

@@ -8,7 +8,7 @@ use super::active::AdapterId;
 use super::error::AdapterError;
 use super::file::AdapterFile;
 use super::low_rank::LowRank;
-use crate::module::KModule;
+use crate::module::{KModule, Phase};
 use crate::nearest::nearest;
 use crate::spec::Spec;
 use crate::tree::Module;
@@ -172,7 +172,11 @@ pub fn attach_all(
 }
 
 fn attach(module: &mut dyn KModule, attachment: &mut Attachment<'_>) {
-    module.attach(attachment);
+    // Updates are added in main memory.
+    let on_host = |phase| module.device(phase).is_cpu();
+    if on_host(Phase::Prefill) && on_host(Phase::Generate) {
+        module.attach(attachment);
+    }
     for part in module.prompt_operators() {
         attach(part, attachment);
     }

@@ -105,8 +105,8 @@ pub enum AdapterError {
     },
     /// The operator in the module's place adds nothing to its products.
     #[error(
-        "{file}: it adapts module `{module}`, and the operator in charge of it, `{class}`, does not take adapters; \
-         name another operator in the rules"
+        "{file}: it adapts module `{module}`, and the operator in charge of it, `{class}`, does not take adapters \
+         (none does on a GPU); name another operator, or another device, in the rules"
     )]
     NotServed {
         /// The file.
