@@ -2,7 +2,7 @@
 //!
 //! Per type: generation (1 token) in GB/s of weights and as a share of the measured read
 //! bandwidth, the same from cache (what the arithmetic alone would allow), and prefill (512 tokens)
-//! in GFLOP/s and as a share of the measured peak of 8-bit multiply-adds. `KTX_CPU` forces an
+//! in GFLOP/s and as a share of the measured peak: of 8-bit multiply-adds, or of BF16 ones in AMX tiles. `KTX_CPU` forces an
 //! instruction set, `KTX_THREADS` the number of threads, `KTX_TOKENS` the tokens of a prefill.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,9 +41,9 @@ fn main() {
         }
     };
     let bandwidth = read_bandwidth(&pool);
-    let peak = int8_peak(&pool);
+    let peak = multiply_add_peak(&pool);
     println!(
-        "{} threads, {level}: reads {bandwidth:.1} GB/s, 8-bit peak {peak:.0} GFLOP/s",
+        "{} threads, {level}: reads {bandwidth:.1} GB/s, peak {peak:.0} GFLOP/s",
         pool.threads()
     );
     println!(
@@ -231,8 +231,8 @@ fn read_bandwidth(pool: &ThreadPool) -> f64 {
     rate
 }
 
-/// The most 8-bit multiply-adds that the cores do, without loads, counted as two operations each.
-fn int8_peak(pool: &ThreadPool) -> f64 {
+/// The most multiply-adds of the kind that prefill uses that the cores do, without loads, counted as two operations each.
+fn multiply_add_peak(pool: &ThreadPool) -> f64 {
     const ROUNDS: usize = 20_000;
     let seconds = fastest(|| {
         pool.run(pool.threads(), &|_| {
@@ -249,6 +249,8 @@ fn multiply_add_rounds(rounds: usize) -> (usize, i32) {
     #[cfg(target_arch = "x86_64")]
     match cpu::level() {
         // SAFETY: the level is one that this CPU supports.
+        cpu::IsaLevel::Amx => return unsafe { x86::amx(rounds) },
+        // SAFETY: as above.
         cpu::IsaLevel::Avx512 => return unsafe { x86::vnni(rounds) },
         // SAFETY: as above.
         cpu::IsaLevel::Avx2 => return unsafe { x86::avx2(rounds) },
@@ -284,6 +286,33 @@ mod x86 {
             .into_iter()
             .fold(_mm512_setzero_si512(), |a, b| _mm512_xor_si512(a, b));
         (CHAINS * 128, _mm512_reduce_or_epi32(all))
+    }
+
+    /// Products of 16 x 32 by 32 x 16 BF16 numbers.
+    ///
+    /// # Safety
+    /// The CPU has AMX and the process may use it.
+    pub unsafe fn amx(rounds: usize) -> (usize, i32) {
+        // Palette 1; four tiles of 16 rows of 64 bytes.
+        let mut config = [0u8; 64];
+        config[0] = 1;
+        for tile in 0..4 {
+            config[16 + 2 * tile] = 64;
+            config[48 + tile] = 16;
+        }
+        // SAFETY: by the caller's promise.
+        unsafe {
+            asm!("ldtilecfg [{}]", "tilezero tmm2", "tilezero tmm3", in(reg) config.as_ptr(), options(nostack));
+            for _ in 0..rounds {
+                asm!(
+                    "tdpbf16ps tmm0, tmm2, tmm3",
+                    "tdpbf16ps tmm1, tmm2, tmm3",
+                    options(nostack, nomem)
+                );
+            }
+            asm!("tilerelease", options(nostack, nomem));
+        }
+        (2 * 2 * 16 * 16 * 32, 0)
     }
 
     #[target_feature(enable = "avx2")]

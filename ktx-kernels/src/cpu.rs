@@ -2,9 +2,9 @@
 //!
 //! Every kernel exists in a portable form that needs nothing but Rust, so a binary built for the
 //! baseline of its target runs everywhere; faster forms are entered only after the CPU was asked.
-//! The environment variable `KTX_CPU` (`portable`, `avx2` or `avx512`) forces one level, for tests
-//! and for comparing machines. A level that this CPU lacks is an error of [`requested`], never an
-//! illegal instruction.
+//! The environment variable `KTX_CPU` (`portable`, `avx2`, `avx512` or `amx`) forces one level, for
+//! tests and for comparing machines. A level that this CPU lacks is an error of [`requested`], never
+//! an illegal instruction.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,11 +22,13 @@ pub enum IsaLevel {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// [`Self::Avx512`] with its BF16 instructions and AMX tiles of BF16, which Linux has allowed this process.
+    Amx,
 }
 
 impl IsaLevel {
     /// All levels, slowest first.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Amx];
 
     /// The level's name, as `KTX_CPU` spells it.
     pub const fn name(self) -> &'static str {
@@ -34,6 +36,7 @@ impl IsaLevel {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 
@@ -71,7 +74,9 @@ impl FromStr for IsaLevel {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CpuError {
     /// The value names no level.
-    #[error("KTX_CPU={value} names no instruction set; use portable, avx2 or avx512, or unset it")]
+    #[error(
+        "KTX_CPU={value} names no instruction set; use portable, avx2, avx512 or amx, or unset it"
+    )]
     UnknownLevel {
         /// The variable's value.
         value: String,
@@ -106,9 +111,59 @@ fn detect() -> IsaLevel {
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vnni");
     match (avx2, avx512) {
+        (true, true) if is_x86_feature_detected!("avx512bf16") && amx::allowed() => IsaLevel::Amx,
         (true, true) => IsaLevel::Avx512,
         (true, false) => IsaLevel::Avx2,
         _ => IsaLevel::Portable,
+    }
+}
+
+/// Tiles are 8 KiB of registers that a process must ask the operating system for.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx {
+    use std::arch::asm;
+    use std::arch::x86_64::__cpuid_count;
+
+    /// Bits 22 and 24 of EDX in leaf 7: `AMX-BF16` and `AMX-TILE`.
+    const TILES_OF_BF16: u32 = 1 << 22 | 1 << 24;
+    const SYS_ARCH_PRCTL: usize = 158;
+    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
+    /// The number of the tiles' data among the states that XSAVE keeps.
+    const XFEATURE_XTILEDATA: usize = 18;
+
+    /// Whether the CPU has tiles of BF16 and Linux lets this process use them. Asks for the permission, which
+    /// then holds for all threads.
+    pub(super) fn allowed() -> bool {
+        #[allow(unused_unsafe, reason = "older compilers have it as unsafe")]
+        // SAFETY: leaf 7 exists: the caller has found AVX-512.
+        let edx = unsafe { __cpuid_count(7, 0) }.edx;
+        edx & TILES_OF_BF16 == TILES_OF_BF16 && request() == 0
+    }
+
+    fn request() -> isize {
+        let result;
+        // SAFETY: a system call that changes no memory of this process; Linux clobbers RCX and R11. A kernel that
+        // does not know the request returns an error.
+        unsafe {
+            asm!(
+                "syscall",
+                inlateout("rax") SYS_ARCH_PRCTL => result,
+                in("rdi") ARCH_REQ_XCOMP_PERM,
+                in("rsi") XFEATURE_XTILEDATA,
+                lateout("rcx") _,
+                lateout("r11") _,
+                options(nostack),
+            );
+        }
+        result
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+mod amx {
+    /// Other systems are not asked.
+    pub(super) fn allowed() -> bool {
+        false
     }
 }
 
@@ -184,7 +239,7 @@ mod tests {
     fn an_unknown_level_is_an_error_that_names_the_choices() {
         let error = resolve("sse9", IsaLevel::Avx512).unwrap_err();
         assert!(
-            error.to_string().contains("portable, avx2 or avx512"),
+            error.to_string().contains("portable, avx2, avx512 or amx"),
             "{error}"
         );
     }

@@ -545,8 +545,8 @@ macro_rules! lanes_entry {
                 match level {
                     // SAFETY: the caller's level is one that this CPU supports.
                     $crate::cpu::IsaLevel::Avx2 => return unsafe { avx2 $(::<$elem>)? ($($arg),*) },
-                    // SAFETY: the caller's level is one that this CPU supports.
-                    $crate::cpu::IsaLevel::Avx512 => return unsafe { avx512 $(::<$elem>)? ($($arg),*) },
+                    // SAFETY: the caller's level is one that this CPU supports; AMX comes with AVX-512.
+                    $crate::cpu::IsaLevel::Avx512 | $crate::cpu::IsaLevel::Amx => return unsafe { avx512 $(::<$elem>)? ($($arg),*) },
                     $crate::cpu::IsaLevel::Portable => {}
                 }
             }

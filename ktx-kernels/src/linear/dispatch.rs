@@ -15,6 +15,8 @@ use crate::cpu::IsaLevel;
 pub(crate) enum Operand {
     /// 8-bit codes.
     Codes,
+    /// BF16 in tiles, for types that have codes.
+    Tiles,
     /// `f32` values.
     Floats,
 }
@@ -140,7 +142,7 @@ pub(crate) fn kernels(level: IsaLevel, ty: GgmlType, operand: Operand) -> Kernel
         #[cfg(target_arch = "x86_64")]
         IsaLevel::Avx2 => avx2_kernels(ty, operand),
         #[cfg(target_arch = "x86_64")]
-        IsaLevel::Avx512 => avx512_kernels(ty, operand),
+        IsaLevel::Avx512 | IsaLevel::Amx => avx512_kernels(ty, operand),
         #[cfg(not(target_arch = "x86_64"))]
         _ => portable_kernels(ty, operand),
     }
@@ -189,7 +191,7 @@ pub(crate) fn quantize(level: IsaLevel, values: &[f32], row: QuantizedRow<'_>) {
         IsaLevel::Avx2 => unsafe { super::avx2::quantize(values, row) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        IsaLevel::Avx512 => unsafe { super::avx512::quantize(values, row) },
+        IsaLevel::Avx512 | IsaLevel::Amx => unsafe { super::avx512::quantize(values, row) },
         _ => activations::quantize_row(values, row),
     }
 }

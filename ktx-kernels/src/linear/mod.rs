@@ -16,6 +16,8 @@
 //! 8-bit floats (E4M3) with a scale for each block of 128 x 128 ([`WeightRows::fp8`]) are widened to `f32` on the way,
 //! as F16 and BF16 weights are, and their activations are never quantised.
 //!
+//! A CPU with AMX multiplies many tokens in tiles of BF16 instead of panels (`tiles`).
+//!
 //! Both work on one uniform form, `weight = scale * code + offset` with unsigned byte codes and
 //! one scale and offset per 16 or 32 columns (`unpack`): a block type needs an unpacker, an
 //! instruction set needs the kernels of `isa::Isa`, and every pair works.
@@ -50,6 +52,7 @@ pub mod reference;
 mod scratch;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod tiles;
 mod unpack;
 mod weights;
 
@@ -63,6 +66,7 @@ pub(crate) use scratch::{OutputPointer, TAIL_TOKENS, with_scratch};
 
 use crate::cpu::{self, IsaLevel};
 use crate::pool::ThreadPool;
+use tiles::TileJob;
 
 /// Rows of weights that a prefill panel holds.
 pub(crate) const PANEL_ROWS: usize = 16;
@@ -82,7 +86,7 @@ pub enum ProductOrder {
     ByTokens,
     /// Row by row always: what a token gets does not depend on how many others there are.
     Rows,
-    /// In panels always: as [`Self::Rows`], and faster where tokens are many.
+    /// In panels (or tiles) always: as [`Self::Rows`], and faster where tokens are many.
     Panels,
 }
 
@@ -185,11 +189,20 @@ const MANY: usize = 8;
 /// One checked product, cut into tasks.
 struct Product<'a> {
     w: WeightRows<'a>,
-    kernels: Kernels,
+    method: Method,
     out: OutputPointer,
     out_stride: usize,
     rows_per_task: usize,
     tasks: usize,
+}
+
+/// How the tasks of a product work.
+enum Method {
+    Kernels(Kernels),
+    /// With this many tasks for the same tokens.
+    Tiles {
+        row_tasks: usize,
+    },
 }
 
 impl<'a> Product<'a> {
@@ -202,27 +215,41 @@ impl<'a> Product<'a> {
         out_stride: usize,
     ) -> Result<Self, LinearError> {
         check_shapes(&w, x, out.len(), out_stride)?;
-        let kernels = kernels(level, w.ty, x.operand(w.ty)?);
-        let rows_per_task = if x.order().is_row_by_row(x.tokens()) {
-            rows_per_task(&w, pool.threads())
-        } else {
-            PANEL_ROWS
+        let operand = x.operand(w.ty)?;
+        let rows_per_task = match operand {
+            Operand::Tiles => tiles::rows_per_job(w.rows, pool.threads()),
+            _ if x.order().is_row_by_row(x.tokens()) => rows_per_task(&w, pool.threads()),
+            _ => PANEL_ROWS,
+        };
+        let row_tasks = w.rows.div_ceil(rows_per_task);
+        let (method, tasks) = match operand {
+            Operand::Tiles => (
+                Method::Tiles { row_tasks },
+                row_tasks * x.tokens().div_ceil(tiles::MAX_JOB_TOKENS),
+            ),
+            _ => (
+                Method::Kernels(kernels(level, w.ty, operand)),
+                row_tasks * x.tokens().min(1),
+            ),
         };
         Ok(Self {
             w,
-            kernels,
+            method,
             out: OutputPointer::new(out),
             out_stride,
             rows_per_task,
-            tasks: if x.tokens() == 0 {
-                0
-            } else {
-                w.rows.div_ceil(rows_per_task)
-            },
+            tasks,
         })
     }
 
     fn run(&self, x: &Activations, task: usize) {
+        match &self.method {
+            Method::Kernels(kernels) => self.run_kernels(kernels, x, task),
+            Method::Tiles { row_tasks } => self.run_tiles(x, task % row_tasks, task / row_tasks),
+        }
+    }
+
+    fn run_kernels(&self, kernels: &Kernels, x: &Activations, task: usize) {
         let row = task * self.rows_per_task;
         let span = Span {
             w: self.w,
@@ -235,7 +262,29 @@ impl<'a> Product<'a> {
         // rows of their own, so no element is written twice.
         let out = unsafe { self.out.add(row) };
         // SAFETY: as above for the span's rows; `kernels` came from `kernels` for this CPU.
-        unsafe { self.kernels.multiply(&span, out, self.out_stride) };
+        unsafe { kernels.multiply(&span, out, self.out_stride) };
+    }
+
+    fn run_tiles(&self, x: &Activations, row_task: usize, token_task: usize) {
+        let row = row_task * self.rows_per_task;
+        let token = token_task * tiles::MAX_JOB_TOKENS;
+        let job = TileJob {
+            w: self.w,
+            row,
+            rows: self.rows_per_task.min(self.w.rows - row),
+            x: x.tiles(),
+            group: token / tiles::TILE,
+            tokens: tiles::MAX_JOB_TOKENS.min(x.tokens() - token),
+        };
+        // SAFETY: `check_shapes` proved that the results fit `out`; tasks have rows or tokens of their own. The
+        // activations are in tiles, so the CPU has them.
+        unsafe {
+            let out = self.out.add(token * self.out_stride + row);
+            tiles::with_tile_scratch(|scratch| {
+                tiles::multiply(&job, scratch, 0);
+                tiles::store(&job, scratch.sums(0, &job), out, self.out_stride);
+            });
+        }
     }
 }
 

@@ -4,8 +4,12 @@ use super::WeightRows;
 
 /// `x` `[tokens, cols]` times the dequantised weights, in `f64`, as `[tokens, rows]`.
 pub fn matmul(w: WeightRows<'_>, x: &[f32]) -> Vec<f64> {
-    let weights = dequantize(w);
-    let cols = w.cols().max(1);
+    product(&dequantize(w), w.cols(), x)
+}
+
+/// `x` `[tokens, cols]` times `weights` `[rows, cols]`, in `f64`, as `[tokens, rows]`.
+pub fn product(weights: &[f32], cols: usize, x: &[f32]) -> Vec<f64> {
+    let cols = cols.max(1);
     let dot = |x: &[f32], row: &[f32]| -> f64 {
         x.iter()
             .zip(row)

@@ -2,6 +2,8 @@ use ktx_gguf::GgmlType;
 
 use super::MoeError;
 use crate::activation::GatedActivation;
+use crate::cpu::IsaLevel;
+use crate::linear::tiles::has_tiles;
 use crate::linear::{Forms, LinearError, Precision, WeightRows};
 
 /// One of the three projections of all experts: `[experts, rows, cols]`.
@@ -100,6 +102,12 @@ impl<'a> ExpertStack<'a> {
                 WeightRows::new(ty, self.rows, self.cols, bytes).ok()
             }
         }
+    }
+
+    /// Whether all products with many tokens take tiles at `level`.
+    pub(super) fn takes_tiles(&self, level: IsaLevel, precision: Precision) -> bool {
+        let forms = self.forms(precision);
+        has_tiles(level) && forms.codes && !forms.floats
     }
 
     /// What activations these weights are multiplied with.

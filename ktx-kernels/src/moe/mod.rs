@@ -24,6 +24,7 @@ mod reference;
 mod scratch;
 #[cfg(test)]
 mod tests;
+mod tiled;
 
 use std::cell::RefCell;
 
@@ -34,6 +35,7 @@ pub use scratch::MoeScratch;
 use crate::activation::gated_at;
 use crate::cpu::{self, IsaLevel};
 use crate::disjoint::DisjointMut;
+use crate::linear::tiles::{TILE, TileWriter, TokenTiles, rows_per_job};
 use crate::linear::{
     ActivationWriter, Activations, OutputPointer, Precision, SCALE_COLS, Span, WeightRows, kernels,
 };
@@ -42,6 +44,8 @@ use scratch::{Group, Plan};
 
 /// Rows of gate, of up and of down that a task multiplies: a block of the activations.
 const TASK_ROWS: usize = SCALE_COLS;
+/// Most rows of gate and of up that a task multiplies in tiles.
+const MAX_TILED_ROWS: usize = 128;
 /// Tokens whose results a task holds at a time. More tokens of one expert expand its weights
 /// again, which at 256 is a few hundredths of the work.
 const TILE_TOKENS: usize = 256;
@@ -102,41 +106,49 @@ pub(crate) fn forward_at(
     precision: Precision,
 ) -> Result<(), MoeError> {
     let tokens = check_lengths(experts, x, &routing, out)?;
+    scratch
+        .plan
+        .make(&routing, experts.experts(), pool.product_order())?;
     let MoeScratch {
-        x: quantized,
-        h,
+        x: x_rows,
+        h: h_rows,
+        x_tiles,
+        h_tiles,
         plan,
     } = scratch;
-    plan.make(&routing, experts.experts())?;
-    let forms = experts
-        .gate
-        .forms(precision)
-        .and(experts.up.forms(precision));
-    quantized.fill(level, pool, x, [tokens, experts.hidden_size()], forms)?;
-    h.resize(
-        routing.ids.len(),
-        experts.intermediate_size(),
-        experts.down.forms(precision),
-    );
-    h.set_order(quantized.order());
-
     let layer = Layer {
         level,
         pool,
         experts,
         plan,
+        gate_up_tiled: experts.gate.takes_tiles(level, precision)
+            && experts.up.takes_tiles(level, precision),
+        down_tiled: experts.down.takes_tiles(level, precision),
     };
-    let blocks = experts.intermediate_size().div_ceil(TASK_ROWS);
-    let writer = h.writer();
+    layer.take_tokens(x, precision, x_rows, x_tiles);
+    layer.make_room(routing.ids.len(), precision, h_rows, h_tiles);
+    h_rows.set_order(x_rows.order());
+
+    let rows = layer.gate_up_rows();
+    let blocks = experts.intermediate_size().div_ceil(rows);
+    let h = Intermediate {
+        rows: h_rows.writer(),
+        tiles: h_tiles.writer(),
+    };
     pool.run(plan.groups.len() * blocks, &|task| {
-        let (group, row) = (plan.groups[task / blocks], task % blocks * TASK_ROWS);
-        layer.gate_up(quantized, group, row, &writer);
+        let (group, row) = (plan.groups[task / blocks], task % blocks * rows);
+        match group.tile {
+            Some(tile) if layer.gate_up_tiled => {
+                layer.gate_up_tiles(x_tiles, group, tile, row, rows, &h);
+            }
+            _ => layer.gate_up(x_rows, group, row, rows, &h),
+        }
     });
 
     let rows = layer.down_rows();
     let out = DisjointMut::new(out);
     pool.run(experts.hidden_size().div_ceil(rows), &|task| {
-        layer.down(h, task * rows, rows, tokens, &out);
+        layer.down(h_rows, h_tiles, task * rows, rows, tokens, &out);
     });
     Ok(())
 }
@@ -179,16 +191,78 @@ struct Layer<'a> {
     pool: &'a ThreadPool,
     experts: &'a MoeWeights<'a>,
     plan: &'a Plan,
+    /// Whether groups of many tokens are multiplied in tiles with gate and up, and with down.
+    gate_up_tiled: bool,
+    down_tiled: bool,
+}
+
+/// Where gate and up leave what down reads.
+struct Intermediate {
+    rows: ActivationWriter,
+    tiles: TileWriter,
 }
 
 impl Layer<'_> {
-    /// Rows `row..row + TASK_ROWS` of gate and up for one expert's tokens, activated, quantised.
-    fn gate_up(&self, x: &Activations, group: Group, row: usize, writer: &ActivationWriter) {
+    /// Takes the tokens in the forms that gate and up read.
+    fn take_tokens(
+        &self,
+        x: &[f32],
+        precision: Precision,
+        rows: &mut Activations,
+        tiles: &mut TokenTiles,
+    ) {
+        let hidden = self.experts.hidden_size();
+        let tokens = x.len().checked_div(hidden).unwrap_or(0);
         let (gate, up) = (&self.experts.gate, &self.experts.up);
-        let (Some(gate), Some(up)) = (gate.expert(group.expert), up.expert(group.expert)) else {
-            unreachable!("the plan holds experts that exist")
-        };
-        let rows = TASK_ROWS.min(gate.rows() - row);
+        let mut forms = gate.forms(precision).and(up.forms(precision));
+        forms.codes &= !(self.gate_up_tiled && self.plan.is_tiled());
+        rows.fill_rows(self.level, self.pool, x, [tokens, hidden], forms);
+        if self.gate_up_tiled && !self.plan.is_row_by_row() {
+            tiles.resize(self.plan.tiles.len(), hidden);
+            let tokens_of = |tile: usize| {
+                let (slot, len) = self.plan.tiles[tile];
+                &self.plan.tokens[slot..slot + len]
+            };
+            // SAFETY: the CPU supports the level, which has tiles.
+            unsafe { tiles.fill(self.pool, x, hidden, tokens_of) };
+        }
+    }
+
+    /// Makes room for what gate and up give to down.
+    fn make_room(
+        &self,
+        slots: usize,
+        precision: Precision,
+        rows: &mut Activations,
+        tiles: &mut TokenTiles,
+    ) {
+        let intermediate = self.experts.intermediate_size();
+        let mut forms = self.experts.down.forms(precision);
+        forms.codes &= !(self.down_tiled && self.plan.is_tiled());
+        rows.resize(slots, intermediate, forms);
+        if self.down_tiled {
+            tiles.resize(self.plan.tiles.len(), intermediate);
+        }
+    }
+
+    /// Rows `row..row + rows` of gate and up for one expert's tokens, activated, in the form that down reads.
+    fn gate_up(&self, x: &Activations, group: Group, row: usize, rows: usize, out: &Intermediate) {
+        let end = self.experts.intermediate_size().min(row + rows);
+        for row in (row..end).step_by(TASK_ROWS) {
+            self.gate_up_block(x, group, row, TASK_ROWS.min(end - row), out);
+        }
+    }
+
+    fn gate_up_block(
+        &self,
+        x: &Activations,
+        group: Group,
+        row: usize,
+        rows: usize,
+        out: &Intermediate,
+    ) {
+        let (gate, up) = (&self.experts.gate, &self.experts.up);
+        let (gate, up) = (expert(gate, group), expert(up, group));
         let first = group.expert * gate.rows() + row;
         let tokens = &self.plan.tokens[group.first..][..group.len];
         with_tiles(|[gate_tile, up_tile, h_tile]| {
@@ -215,85 +289,145 @@ impl Layer<'_> {
                     add_to_rows(up, &biases.up[first..first + rows]);
                 }
                 gated_at(self.level, self.pool, self.experts.activation, gate, up, h);
-                for (index, values) in h.chunks_exact(rows).enumerate() {
-                    let slot = group.first + part * TILE_TOKENS + index;
-                    // SAFETY: the buffer has a row per slot and `intermediate_size` columns; no
-                    // other task has this expert's slots and these 32 columns.
-                    unsafe { writer.write(self.level, slot, row, values) };
-                }
+                self.keep(group, part * TILE_TOKENS, row, rows, h, out);
             }
         });
+    }
+
+    /// Leaves `h` `[tokens, rows]`, for the group's tokens from `first` on, where down finds it.
+    fn keep(
+        &self,
+        group: Group,
+        first: usize,
+        row: usize,
+        rows: usize,
+        h: &[f32],
+        out: &Intermediate,
+    ) {
+        if let (Some(tile), true) = (group.tile, self.down_tiled) {
+            for (index, values) in h.chunks(rows * TILE).enumerate() {
+                let mut tokens: [&[f32]; TILE] = [&[]; TILE];
+                let len = values.len() / rows;
+                for (token, values) in tokens.iter_mut().zip(values.chunks_exact(rows)) {
+                    *token = values;
+                }
+                let tile = tile + first / TILE + index;
+                // SAFETY: the buffer has the group's tiles and `intermediate_size` columns; no other task has this
+                // expert's tiles and these 32 columns. The CPU supports the level, which has tiles.
+                unsafe {
+                    out.tiles.pack(tile, row / TASK_ROWS, &tokens[..len], 0);
+                }
+            }
+            return;
+        }
+        for (index, values) in h.chunks_exact(rows).enumerate() {
+            let slot = group.first + first + index;
+            // SAFETY: the buffer has a row per slot and `intermediate_size` columns; no
+            // other task has this expert's slots and these 32 columns.
+            unsafe { out.rows.write(self.level, slot, row, values) };
+        }
     }
 
     /// Rows `row..row + rows` of the output for all tokens.
     fn down(
         &self,
         h: &Activations,
+        h_tiles: &TokenTiles,
         row: usize,
         rows: usize,
         tokens: usize,
         out: &DisjointMut<'_, f32>,
     ) {
         let hidden = self.experts.hidden_size();
-        let rows = rows.min(hidden - row);
+        let end = hidden.min(row + rows);
+        for token in 0..tokens {
+            // SAFETY: tasks have rows of their own, and the part is not kept.
+            unsafe { out.part(token * hidden + row, end - row) }.fill(0.0);
+        }
+        for (index, group) in self.plan.groups.iter().enumerate() {
+            match group.tile {
+                Some(tile) if self.down_tiled => {
+                    self.down_tiles(h_tiles, *group, tile, row..end, out);
+                }
+                _ => {
+                    if let Some(next) = self.plan.groups.get(index + 1) {
+                        let span = Span {
+                            w: expert(&self.experts.down, *next),
+                            row,
+                            rows: TASK_ROWS.min(end - row),
+                            x: h,
+                            tokens: &[],
+                        };
+                        span.prefetch();
+                    }
+                    for row in (row..end).step_by(TASK_ROWS) {
+                        self.down_block(h, *group, row, TASK_ROWS.min(end - row), out);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds one expert's part of some rows of the output.
+    fn down_block(
+        &self,
+        h: &Activations,
+        group: Group,
+        row: usize,
+        rows: usize,
+        out: &DisjointMut<'_, f32>,
+    ) {
+        let hidden = self.experts.hidden_size();
         // SAFETY: tasks have rows of their own, and a part is not kept beyond its statement.
         let part = |token: usize| unsafe { out.part(token * hidden + row, rows) };
-        for token in 0..tokens {
-            part(token).fill(0.0);
-        }
+        let first_bias = group.expert * hidden + row;
+        let bias = self.experts.biases;
+        let bias = bias.map(|biases| &biases.down[first_bias..first_bias + rows]);
+        let w = expert(&self.experts.down, group);
         with_tiles(|[tile, ..]| {
-            for (index, group) in self.plan.groups.iter().enumerate() {
-                let next = self.plan.groups.get(index + 1);
-                if let Some(w) = next.and_then(|next| self.experts.down.expert(next.expert)) {
-                    let tokens = &[];
-                    Span {
-                        w,
-                        row,
-                        rows,
-                        x: h,
-                        tokens,
-                    }
-                    .prefetch();
-                }
-                let first_bias = group.expert * hidden + row;
-                let bias = self.experts.biases;
-                let bias = bias.map(|biases| &biases.down[first_bias..first_bias + rows]);
-                let Some(w) = self.experts.down.expert(group.expert) else {
-                    unreachable!("the plan holds experts that exist")
+            for first in (group.first..group.first + group.len).step_by(TILE_TOKENS) {
+                let slots = first..(group.first + group.len).min(first + TILE_TOKENS);
+                let tokens = &h.all_tokens()[slots.clone()];
+                let span = Span {
+                    w,
+                    row,
+                    rows,
+                    x: h,
+                    tokens,
                 };
-                for first in (group.first..group.first + group.len).step_by(TILE_TOKENS) {
-                    let slots = first..(group.first + group.len).min(first + TILE_TOKENS);
-                    let tokens = &h.all_tokens()[slots.clone()];
-                    self.multiply(
-                        &Span {
-                            w,
-                            row,
-                            rows,
-                            x: h,
-                            tokens,
-                        },
-                        tile,
-                        rows,
-                    );
-                    if let Some(bias) = bias {
-                        add_to_rows(&mut tile[..tokens.len() * rows], bias);
-                    }
-                    for (slot, values) in slots.zip(tile.chunks_exact(rows)) {
-                        let weight = self.plan.weights[slot];
-                        let sums = part(self.plan.tokens[slot] as usize);
-                        for (sum, value) in sums.iter_mut().zip(values) {
-                            *sum += weight * value;
-                        }
+                self.multiply(&span, tile, rows);
+                if let Some(bias) = bias {
+                    add_to_rows(&mut tile[..tokens.len() * rows], bias);
+                }
+                for (slot, values) in slots.zip(tile.chunks_exact(rows)) {
+                    let weight = self.plan.weights[slot];
+                    let sums = part(self.plan.tokens[slot] as usize);
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum += weight * value;
                     }
                 }
             }
         });
     }
 
+    /// Rows of gate and of up per task.
+    fn gate_up_rows(&self) -> usize {
+        if !self.gate_up_tiled || self.plan.is_row_by_row() {
+            return TASK_ROWS;
+        }
+        let rows = self.experts.intermediate_size() * self.plan.groups.len();
+        (rows / (self.pool.threads() * 8))
+            .next_multiple_of(TASK_ROWS)
+            .clamp(TASK_ROWS, MAX_TILED_ROWS)
+    }
+
     /// Rows of down per task: whole panels for many tokens, by bytes for few.
     fn down_rows(&self) -> usize {
-        if !self.plan.is_row_by_row(self.pool.product_order()) {
-            return TASK_ROWS;
+        if !self.plan.is_row_by_row() {
+            return match self.down_tiled {
+                true => rows_per_job(self.experts.hidden_size(), self.pool.threads()),
+                false => TASK_ROWS,
+            };
         }
         let bytes = |group: &Group| {
             self.experts
@@ -316,6 +450,14 @@ impl Layer<'_> {
         // the CPU supports the level.
         unsafe { kernels.multiply(span, tile.add(0), stride) };
     }
+}
+
+/// The group's expert of a projection.
+fn expert<'a>(stack: &ExpertStack<'a>, group: Group) -> WeightRows<'a> {
+    let Some(w) = stack.expert(group.expert) else {
+        unreachable!("the plan holds experts that exist")
+    };
+    w
 }
 
 /// Adds `bias` to every row of a tile `[tokens, bias.len()]`.

@@ -1,4 +1,5 @@
 use super::{MoeError, Routing};
+use crate::linear::tiles::{TILE, TokenTiles};
 use crate::linear::{Activations, ProductOrder};
 
 /// Working memory of [`super::forward`], for one call at a time.
@@ -8,6 +9,9 @@ pub struct MoeScratch {
     pub(super) x: Activations,
     /// SiLU(gate) * up, quantised: a row per slot.
     pub(super) h: Activations,
+    /// The same of slots that are multiplied in tiles.
+    pub(super) x_tiles: TokenTiles,
+    pub(super) h_tiles: TokenTiles,
     pub(super) plan: Plan,
 }
 
@@ -24,11 +28,14 @@ impl MoeScratch {
         Self {
             x: Activations::with_capacity(max_tokens, hidden_size),
             h: Activations::with_capacity(slots, intermediate_size),
+            x_tiles: TokenTiles::default(),
+            h_tiles: TokenTiles::default(),
             plan: Plan {
                 groups: Vec::with_capacity(experts.min(slots)),
                 starts: Vec::with_capacity(experts + 1),
                 tokens: Vec::with_capacity(slots),
                 weights: Vec::with_capacity(slots),
+                tiles: Vec::with_capacity(slots.div_ceil(TILE) + experts.min(slots)),
             },
         }
     }
@@ -46,6 +53,8 @@ pub(super) struct Plan {
     pub(super) tokens: Vec<u32>,
     /// The routing weight of each slot.
     pub(super) weights: Vec<f32>,
+    /// For each tile of tokens, in the order of groups, its first slot and how many there are.
+    pub(super) tiles: Vec<(usize, usize)>,
 }
 
 /// The slots of one expert.
@@ -54,21 +63,31 @@ pub(super) struct Group {
     pub(super) expert: usize,
     pub(super) first: usize,
     pub(super) len: usize,
+    /// The number of its first tile of tokens; none when it has so few that rows are multiplied one by one.
+    pub(super) tile: Option<usize>,
 }
 
 impl Plan {
     /// Sorts the routing by expert. The order depends on nothing but the ids.
-    pub(super) fn make(&mut self, routing: &Routing<'_>, experts: usize) -> Result<(), MoeError> {
+    pub(super) fn make(
+        &mut self,
+        routing: &Routing<'_>,
+        experts: usize,
+        order: ProductOrder,
+    ) -> Result<(), MoeError> {
         self.count(routing, experts)?;
         self.groups.clear();
+        self.tiles.clear();
         let mut first = 0;
         for expert in 0..experts {
             let len = std::mem::replace(&mut self.starts[expert], first) as usize;
             if len > 0 {
+                let tile = self.take_tiles(first as usize, len, order);
                 self.groups.push(Group {
                     expert,
                     first: first as usize,
                     len,
+                    tile,
                 });
                 first += len as u32;
             }
@@ -85,6 +104,18 @@ impl Plan {
             self.weights[slot] = *weight;
         }
         Ok(())
+    }
+
+    /// Cuts a group into tiles of tokens, and numbers them.
+    fn take_tiles(&mut self, first: usize, len: usize, order: ProductOrder) -> Option<usize> {
+        if order.is_row_by_row(len) {
+            return None;
+        }
+        let tile = self.tiles.len();
+        let starts = (0..len).step_by(TILE);
+        self.tiles
+            .extend(starts.map(|start| (first + start, TILE.min(len - start))));
+        Some(tile)
     }
 
     fn count(&mut self, routing: &Routing<'_>, experts: usize) -> Result<(), MoeError> {
@@ -105,8 +136,12 @@ impl Plan {
     }
 
     /// Whether every expert's rows are multiplied one by one, as for few tokens.
-    pub(super) fn is_row_by_row(&self, order: ProductOrder) -> bool {
-        let mut groups = self.groups.iter();
-        groups.all(|group| order.is_row_by_row(group.len))
+    pub(super) fn is_row_by_row(&self) -> bool {
+        self.tiles.is_empty()
+    }
+
+    /// Whether no expert's are.
+    pub(super) fn is_tiled(&self) -> bool {
+        self.groups.iter().all(|group| group.tile.is_some())
     }
 }

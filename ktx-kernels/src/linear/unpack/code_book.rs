@@ -22,7 +22,7 @@ pub(super) static IQ4_LEVELS: [u8; 16] = {
 
 macro_rules! code_book_type {
     ($(#[$doc:meta])* $name:ident, bytes $len:literal, sub $sub:literal,
-     wide $wide:literal, |$isa:ident, $block:ident, $codes:ident, $scales:ident, $offsets:ident| $body:block) => {
+     codes $count:literal, |$isa:ident, $block:ident, $codes:ident, $scales:ident, $offsets:ident| $body:block) => {
         $(#[$doc])*
         #[allow(non_camel_case_types, reason = "the names of the format")]
         pub(crate) struct $name;
@@ -31,7 +31,8 @@ macro_rules! code_book_type {
             const BLOCK: usize = 256;
             const BYTES: usize = $len;
             const SUB: usize = $sub;
-            const WIDE: bool = $wide;
+            const CODES: usize = $count;
+            const WIDE: bool = $count > 128;
 
             #[inline(always)]
             unsafe fn unpack<$isa: Isa>(
@@ -46,7 +47,7 @@ macro_rules! code_book_type {
 
 code_book_type!(
     /// `d * scale * level`, scales of 6 bits.
-    IQ4_XS, bytes 136, sub 32, wide true, |K, block, codes, scales, offsets| {
+    IQ4_XS, bytes 136, sub 32, codes 256, |K, block, codes, scales, offsets| {
         let d = half_at(block, 0);
         let (high, low) = (u16_at(block, 2), u32_at(block, 4));
         for index in 0..8 {
@@ -62,7 +63,7 @@ code_book_type!(
 
 code_book_type!(
     /// Groups of eight; signs and scale of 32 in the upper half of eight bytes.
-    IQ2_XXS, bytes 66, sub 32, wide false, |K, block, codes, scales, offsets| {
+    IQ2_XXS, bytes 66, sub 32, codes 128, |K, block, codes, scales, offsets| {
         let d = half_at(block, 0);
         for index in 0..8 {
             let entries = bytes::<4>(block, 2 + index * 8);
@@ -81,7 +82,7 @@ code_book_type!(
 
 code_book_type!(
     /// Groups of eight; nine bits of index and seven of signs.
-    IQ2_XS, bytes 74, sub 16, wide false, |K, block, codes, scales, offsets| {
+    IQ2_XS, bytes 74, sub 16, codes 128, |K, block, codes, scales, offsets| {
         for index in 0..8 {
             let (mut values, mut signs) = ([0; 4], [0; 4]);
             for group in 0..4 {
@@ -99,7 +100,7 @@ code_book_type!(
 
 code_book_type!(
     /// Groups of eight; ten bits of index, signs in bytes of their own.
-    IQ2_S, bytes 82, sub 16, wide false, |K, block, codes, scales, offsets| {
+    IQ2_S, bytes 82, sub 16, codes 128, |K, block, codes, scales, offsets| {
         for index in 0..8 {
             let mut values = [0; 4];
             let entries = bytes::<4>(block, 2 + index * 4);
@@ -127,7 +128,7 @@ fn quarter_scales(d: f32, packed: &[u8; 8], scales: &mut [f32], offsets: &mut [f
 
 code_book_type!(
     /// Pairs of groups of four; signs and scale of 32 in four bytes after all indices.
-    IQ3_XXS, bytes 98, sub 32, wide false, |K, block, codes, scales, offsets| {
+    IQ3_XXS, bytes 98, sub 32, codes 128, |K, block, codes, scales, offsets| {
         let d = half_at(block, 0);
         for index in 0..8 {
             let entries = bytes::<8>(block, 2 + index * 8);
@@ -147,7 +148,7 @@ code_book_type!(
 
 code_book_type!(
     /// Pairs of groups of four; nine bits of index, signs in bytes of their own.
-    IQ3_S, bytes 110, sub 32, wide false, |K, block, codes, scales, offsets| {
+    IQ3_S, bytes 110, sub 32, codes 128, |K, block, codes, scales, offsets| {
         let d = half_at(block, 0);
         for index in 0..8 {
             let entries = bytes::<8>(block, 2 + index * 8);
@@ -168,7 +169,7 @@ code_book_type!(
 
 code_book_type!(
     /// Ternary groups of eight; `d * scale * (q ± 1/8)`, one sign of the eighth for 32 elements.
-    IQ1_S, bytes 50, sub 32, wide false, |K, block, codes, scales, offsets| {
+    IQ1_S, bytes 50, sub 32, codes 16, |K, block, codes, scales, offsets| {
         let d = half_at(block, 0);
         for index in 0..8 {
             let high = u16_at(block, 34 + index * 2);
@@ -187,7 +188,7 @@ code_book_type!(
 
 code_book_type!(
     /// As IQ1_S, with a sign of the eighth per group. Codes are `8 q ± 1`, shifted by 9.
-    IQ1_M, bytes 56, sub 16, wide false, |K, block, codes, scales, offsets| {
+    IQ1_M, bytes 56, sub 16, codes 32, |K, block, codes, scales, offsets| {
         let words: [u16; 4] = std::array::from_fn(|index| u16_at(block, 48 + index * 2));
         let d = words[0] >> 12 | words[1] >> 8 & 0xf0 | words[2] >> 4 & 0xf00 | words[3] & 0xf000;
         let d = super::super::float::half_to_f32(d);

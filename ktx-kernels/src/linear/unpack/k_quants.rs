@@ -4,7 +4,7 @@ use super::super::isa::Isa;
 use super::{Unpack, bytes, half_at, part_mut, u32_at};
 
 macro_rules! k_type {
-    ($(#[$doc:meta])* $name:ident, bytes $len:literal, sub $sub:literal, wide $wide:literal) => {
+    ($(#[$doc:meta])* $name:ident, bytes $len:literal, sub $sub:literal, codes $codes:literal) => {
         $(#[$doc])*
         #[allow(non_camel_case_types, reason = "the names of the format")]
         pub(crate) struct $name;
@@ -13,7 +13,8 @@ macro_rules! k_type {
             const BLOCK: usize = 256;
             const BYTES: usize = $len;
             const SUB: usize = $sub;
-            const WIDE: bool = $wide;
+            const CODES: usize = $codes;
+            const WIDE: bool = $codes > 128;
 
             #[inline(always)]
             unsafe fn unpack<K: Isa>(
@@ -31,27 +32,27 @@ macro_rules! k_type {
 
 k_type!(
     /// 2 bits; `d * scale * q - dmin * min`.
-    Q2_K, bytes 84, sub 16, wide false
+    Q2_K, bytes 84, sub 16, codes 4
 );
 k_type!(
     /// 3 bits; `d * scale * (q - 4)`.
-    Q3_K, bytes 110, sub 16, wide false
+    Q3_K, bytes 110, sub 16, codes 8
 );
 k_type!(
     /// 4 bits; `d * scale * q - dmin * min`.
-    Q4_K, bytes 144, sub 32, wide false
+    Q4_K, bytes 144, sub 32, codes 16
 );
 k_type!(
     /// 5 bits; `d * scale * q - dmin * min`.
-    Q5_K, bytes 176, sub 32, wide false
+    Q5_K, bytes 176, sub 32, codes 32
 );
 k_type!(
     /// 6 bits; `d * scale * (q - 32)`.
-    Q6_K, bytes 210, sub 16, wide false
+    Q6_K, bytes 210, sub 16, codes 64
 );
 k_type!(
     /// 8 bits, signed; `d * q`.
-    Q8_K, bytes 292, sub 32, wide true
+    Q8_K, bytes 292, sub 32, codes 256
 );
 
 impl Q2_K {

@@ -15,7 +15,7 @@ enum Levels {
 
 /// A type of 32 elements with half-precision scales; eight blocks' scales are converted at once.
 macro_rules! half_scaled_type {
-    ($(#[$doc:meta])* $name:ident, bytes $len:literal, wide $wide:literal, $levels:expr,
+    ($(#[$doc:meta])* $name:ident, bytes $len:literal, codes $count:literal, $levels:expr,
      |$isa:ident, $block:ident, $codes:ident| $body:block) => {
         $(#[$doc])*
         #[allow(non_camel_case_types, reason = "the names of the format")]
@@ -32,7 +32,8 @@ macro_rules! half_scaled_type {
             const BLOCK: usize = 32;
             const BYTES: usize = $len;
             const SUB: usize = 32;
-            const WIDE: bool = $wide;
+            const CODES: usize = $count;
+            const WIDE: bool = $count > 128;
 
             #[inline(always)]
             unsafe fn unpack<K: Isa>(
@@ -80,19 +81,19 @@ macro_rules! half_scaled_type {
 
 half_scaled_type!(
     /// 4 bits.
-    Q4_0, bytes 18, wide false, Levels::Symmetric(8.0), |K, block, codes| {
+    Q4_0, bytes 18, codes 16, Levels::Symmetric(8.0), |K, block, codes| {
         nibbles(bytes(block, 2), codes);
     }
 );
 half_scaled_type!(
     /// 4 bits and a minimum.
-    Q4_1, bytes 20, wide false, Levels::Affine, |K, block, codes| {
+    Q4_1, bytes 20, codes 16, Levels::Affine, |K, block, codes| {
         nibbles(bytes(block, 4), codes);
     }
 );
 half_scaled_type!(
     /// 5 bits.
-    Q5_0, bytes 22, wide false, Levels::Symmetric(16.0), |K, block, codes| {
+    Q5_0, bytes 22, codes 32, Levels::Symmetric(16.0), |K, block, codes| {
         nibbles(bytes(block, 6), codes);
         // SAFETY: the CPU supports `K`, by the caller's promise.
         unsafe { K::add_where(u32_at(block, 2), 16, codes) };
@@ -100,7 +101,7 @@ half_scaled_type!(
 );
 half_scaled_type!(
     /// 5 bits and a minimum.
-    Q5_1, bytes 24, wide false, Levels::Affine, |K, block, codes| {
+    Q5_1, bytes 24, codes 32, Levels::Affine, |K, block, codes| {
         nibbles(bytes(block, 8), codes);
         // SAFETY: the CPU supports `K`, by the caller's promise.
         unsafe { K::add_where(u32_at(block, 4), 16, codes) };
@@ -108,7 +109,7 @@ half_scaled_type!(
 );
 half_scaled_type!(
     /// 8 bits, signed.
-    Q8_0, bytes 34, wide true, Levels::Symmetric(128.0), |K, block, codes| {
+    Q8_0, bytes 34, codes 256, Levels::Symmetric(128.0), |K, block, codes| {
         let quants = bytes::<32>(block, 2);
         for index in 0..32 {
             codes[index] = quants[index] ^ 0x80;
@@ -117,7 +118,7 @@ half_scaled_type!(
 );
 half_scaled_type!(
     /// 4 bits that name one of sixteen levels.
-    IQ4_NL, bytes 18, wide true, Levels::Symmetric(128.0), |K, block, codes| {
+    IQ4_NL, bytes 18, codes 256, Levels::Symmetric(128.0), |K, block, codes| {
         nibbles(bytes(block, 2), codes);
         // SAFETY: the CPU supports `K`, by the caller's promise.
         unsafe { K::look_up(&IQ4_LEVELS, codes) };
@@ -144,6 +145,7 @@ impl Unpack for MXFP4 {
     const BLOCK: usize = 32;
     const BYTES: usize = 17;
     const SUB: usize = 32;
+    const CODES: usize = 32;
 
     #[inline(always)]
     unsafe fn unpack<K: Isa>(
@@ -174,6 +176,7 @@ impl Unpack for TQ1_0 {
     const BLOCK: usize = 256;
     const BYTES: usize = 54;
     const SUB: usize = 32;
+    const CODES: usize = 16;
 
     #[inline(always)]
     unsafe fn unpack<K: Isa>(
@@ -214,6 +217,7 @@ impl Unpack for TQ2_0 {
     const BLOCK: usize = 256;
     const BYTES: usize = 66;
     const SUB: usize = 32;
+    const CODES: usize = 16;
 
     #[inline(always)]
     unsafe fn unpack<K: Isa>(

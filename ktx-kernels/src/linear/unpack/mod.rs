@@ -25,6 +25,8 @@ pub(crate) trait Unpack {
     const SUB: usize;
     /// Whether codes above 127 occur.
     const WIDE: bool = false;
+    /// More than the greatest code.
+    const CODES: usize = 256;
 
     /// Expands one block into `BLOCK` codes and `BLOCK / SUB` scales and offsets.
     ///

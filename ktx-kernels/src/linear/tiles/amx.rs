@@ -1,0 +1,412 @@
+//! The tile loops, in assembly: Rust has no stable intrinsics for AMX. Registers: `tmm0` to `tmm3` are the sums of
+//! 32 rows by 32 tokens, `tmm4` and `tmm5` the rows, `tmm6` and `tmm7` the tokens.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use super::super::avx512::{Avx512, transpose_16x16};
+use super::super::isa::{STEP, Step};
+use super::super::unpack::Unpack;
+use super::{CHUNK_TILES, GROUP_ROWS, Panel, SumTile, TILE, TILE_COLS, Tile, TileJob};
+
+/// Bytes from one row of a tile to the next.
+const TILE_STRIDE: usize = 64;
+
+/// The operand of `ldtilecfg`.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// All eight tiles with 16 rows of 64 bytes.
+static CONFIG: TileConfig = TileConfig {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Tiles configured for this thread, until dropped: while tiles hold something, the operating system saves 8 KiB at
+/// each switch of threads, and the core does not rest as deeply.
+struct Configured;
+
+impl Configured {
+    unsafe fn new() -> Self {
+        // SAFETY: the CPU has AMX and the process its permission, by the caller's promise.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly, preserves_flags))
+        };
+        Self
+    }
+}
+
+impl Drop for Configured {
+    fn drop(&mut self) {
+        // SAFETY: as in `new`, without which there is no value.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+/// Multiplies a job: chunks of [`STEP`] columns, in them groups of [`GROUP_ROWS`] rows, in them pairs of token tiles.
+/// While a group is multiplied, the next one is expanded, row by row between the tile operations.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+pub(super) unsafe fn multiply<U: Unpack>(
+    job: &TileJob<'_>,
+    panels: &mut [Panel; 2],
+    sums: &mut [SumTile],
+) {
+    let groups = job.rows.div_ceil(GROUP_ROWS);
+    let pairs = job.token_tiles().div_ceil(2);
+    let units = job.w.cols.div_ceil(STEP) * groups;
+    let mut step = Step::ZERO;
+    // SAFETY: the CPU has AMX, by the caller's promise.
+    let _configured = unsafe { Configured::new() };
+    let [mut current, mut next] = panels.each_mut();
+    for row in 0..GROUP_ROWS {
+        // SAFETY: the features are enabled here.
+        unsafe { expand_row::<U>(job, Unit { chunk: 0, group: 0 }, row, &mut step, current) };
+    }
+    for index in 0..units {
+        let unit = Unit::number(index, groups);
+        let following = (index + 1 < units).then(|| Unit::number(index + 1, groups));
+        let blocks = unit.blocks(job);
+        let slots = pairs * blocks;
+        let mut expanded = 0;
+        for pair in 0..pairs {
+            let sums = sums[(unit.group * pairs + pair) * 4..].as_mut_ptr();
+            let tokens = unit.tokens(job, pair);
+            // SAFETY: as above; four tiles of sums are there, and `blocks` tiles of each operand.
+            unsafe {
+                load_sums(sums, unit.chunk == 0);
+                for block in 0..blocks {
+                    multiply_block(current, block, tokens);
+                    let Some(following) = following else { continue };
+                    let until = (pair * blocks + block + 1) * GROUP_ROWS / slots;
+                    while expanded < until {
+                        expand_row::<U>(job, following, expanded, &mut step, next);
+                        expanded += 1;
+                    }
+                }
+                store_sums(sums);
+            }
+        }
+        std::mem::swap(&mut current, &mut next);
+    }
+}
+
+/// What is expanded at a time.
+#[derive(Clone, Copy)]
+struct Unit {
+    /// Number of [`STEP`] columns.
+    chunk: usize,
+    /// Number of [`GROUP_ROWS`] rows.
+    group: usize,
+}
+
+impl Unit {
+    #[inline(always)]
+    fn number(index: usize, groups: usize) -> Self {
+        Self {
+            chunk: index / groups,
+            group: index % groups,
+        }
+    }
+
+    /// Tiles of columns.
+    #[inline(always)]
+    fn blocks(self, job: &TileJob<'_>) -> usize {
+        (job.x.blocks - self.chunk * CHUNK_TILES).min(CHUNK_TILES)
+    }
+
+    /// The tokens of a pair of tiles, from the unit's first column on. A pair that lacks its second tile has its
+    /// first one twice; the sums are not read.
+    #[inline(always)]
+    fn tokens(self, job: &TileJob<'_>, pair: usize) -> [*const Tile; 2] {
+        let last = job.token_tiles() - 1;
+        [2 * pair, (2 * pair + 1).min(last)]
+            .map(|tile| job.x.chunk(self.chunk, job.group + tile).as_ptr())
+    }
+}
+
+/// Expands row `row` of a unit into a panel. Rows beyond the job's keep what they have: their sums are not read.
+#[inline(always)]
+unsafe fn expand_row<U: Unpack>(
+    job: &TileJob<'_>,
+    unit: Unit,
+    row: usize,
+    step: &mut Step,
+    panel: &mut Panel,
+) {
+    let job_row = unit.group * GROUP_ROWS + row;
+    if job_row >= job.rows {
+        return;
+    }
+    let columns = job.columns(job_row, unit.chunk * STEP);
+    let tiles = &mut panel.0[row / TILE];
+    // SAFETY: the caller has enabled the features.
+    unsafe {
+        prefetch(columns);
+        U::unpack_step::<Avx512>(columns, step);
+        for block in 0..columns.len() / U::BYTES * U::BLOCK / TILE_COLS {
+            let values = to_bf16::<U>(step, block);
+            let at = tiles[block].0[row % TILE * TILE_COLS..].as_mut_ptr();
+            _mm512_store_si512(at.cast(), values);
+        }
+    }
+}
+
+/// Asks for the row's next columns, which the next chunk expands.
+#[inline(always)]
+unsafe fn prefetch(columns: &[u8]) {
+    let next = columns.as_ptr_range().end;
+    for line in (0..columns.len()).step_by(64) {
+        // SAFETY: a prefetch of an invalid address does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast()) };
+    }
+}
+
+/// 0 to 15.
+#[inline(always)]
+unsafe fn iota() -> __m512 {
+    // SAFETY: a register operation of AVX-512 F, which the caller has enabled.
+    unsafe {
+        _mm512_setr_ps(
+            0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+        )
+    }
+}
+
+/// The 32 weights of block `block` of a step, rounded to BF16. Where there are few codes, the weights of all of
+/// them are computed, and looked up.
+#[inline(always)]
+unsafe fn to_bf16<U: Unpack>(step: &Step, block: usize) -> __m512i {
+    // SAFETY: the caller has enabled the features; a step has eight blocks.
+    unsafe {
+        let codes = _mm256_load_si256(step.codes.as_ptr().add(block * TILE_COLS).cast());
+        let splat = |index: usize| {
+            (
+                _mm512_set1_ps(step.scales[index]),
+                _mm512_set1_ps(step.offsets[index]),
+            )
+        };
+        let (first, second) = match U::SUB {
+            16 => (splat(2 * block), splat(2 * block + 1)),
+            _ => (splat(block), splat(block)),
+        };
+        let weights = |codes, (scale, offset)| _mm512_fmadd_ps(codes, scale, offset);
+        let pack = |low, high| -> __m512i { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) };
+        if U::CODES <= 16 && U::SUB == 16 {
+            let table = pack(weights(iota(), first), weights(iota(), second));
+            let second_half = _mm512_set_epi64(
+                SECOND_TABLE,
+                SECOND_TABLE,
+                SECOND_TABLE,
+                SECOND_TABLE,
+                0,
+                0,
+                0,
+                0,
+            );
+            let codes = _mm512_or_si512(_mm512_cvtepu8_epi16(codes), second_half);
+            _mm512_permutexvar_epi16(codes, table)
+        } else if U::CODES <= 16 {
+            let table: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(weights(iota(), first)));
+            let table = _mm512_castsi256_si512(table);
+            _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(codes), table)
+        } else if U::CODES <= 32 && U::SUB == 32 {
+            let more = _mm512_add_ps(iota(), _mm512_set1_ps(16.0));
+            let table = pack(weights(iota(), first), weights(more, first));
+            _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(codes), table)
+        } else {
+            let low = _mm512_cvtepu8_epi32(_mm256_castsi256_si128(codes));
+            let high = _mm512_cvtepu8_epi32(_mm256_extracti128_si256::<1>(codes));
+            pack(
+                weights(_mm512_cvtepi32_ps(low), first),
+                weights(_mm512_cvtepi32_ps(high), second),
+            )
+        }
+    }
+}
+
+/// Four indices into the second half of a table of 32.
+const SECOND_TABLE: i64 = 0x0010_0010_0010_0010;
+
+#[inline(always)]
+unsafe fn load_sums(sums: *const SumTile, first: bool) {
+    // SAFETY: four tiles of sums are valid and the tiles are configured, by the caller's promise.
+    unsafe {
+        if first {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, nomem, preserves_flags),
+            );
+        } else {
+            asm!(
+                "tileloadd tmm0, [{sums} + {stride}]",
+                "tileloadd tmm1, [{sums} + {stride} + 1024]",
+                "tileloadd tmm2, [{sums} + {stride} + 2048]",
+                "tileloadd tmm3, [{sums} + {stride} + 3072]",
+                sums = in(reg) sums,
+                stride = in(reg) TILE_STRIDE,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, readonly, preserves_flags),
+            );
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn store_sums(sums: *mut SumTile) {
+    // SAFETY: four tiles of sums are valid and the tiles are configured, by the caller's promise.
+    unsafe {
+        asm!(
+            "tilestored [{sums} + {stride}], tmm0",
+            "tilestored [{sums} + {stride} + 1024], tmm1",
+            "tilestored [{sums} + {stride} + 2048], tmm2",
+            "tilestored [{sums} + {stride} + 3072], tmm3",
+            sums = in(reg) sums,
+            stride = in(reg) TILE_STRIDE,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Adds the products of 32 rows and 32 tokens over 32 columns to the sums in `tmm0` to `tmm3`.
+#[inline(always)]
+unsafe fn multiply_block(panel: &Panel, block: usize, tokens: [*const Tile; 2]) {
+    let [upper, lower] = &panel.0;
+    // SAFETY: the tiles are valid and configured, by the caller's promise. No other code uses the registers between
+    // this and the next of these blocks.
+    unsafe {
+        asm!(
+            "tileloadd tmm4, [{upper} + {stride}]",
+            "tileloadd tmm6, [{first} + {stride}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{second} + {stride}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{lower} + {stride}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            upper = in(reg) &upper[block],
+            lower = in(reg) &lower[block],
+            first = in(reg) tokens[0].add(block),
+            second = in(reg) tokens[1].add(block),
+            stride = in(reg) TILE_STRIDE,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+}
+
+/// Packs columns `col..col + 32` of up to 16 rows of values into a tile.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) unsafe fn pack(rows: &[&[f32]], col: usize, tile: *mut Tile) {
+    let mut pairs = [_mm512_setzero_si512(); TILE];
+    for (values, row) in pairs.iter_mut().zip(rows) {
+        let columns = &row[col.min(row.len())..];
+        let len = columns.len().min(TILE_COLS);
+        let mask = ((1u64 << len) - 1) as u32;
+        // SAFETY: the features are enabled here, and the masks select columns that the row has.
+        *values = unsafe {
+            let low = _mm512_maskz_loadu_ps(mask as u16, columns.as_ptr());
+            let high =
+                _mm512_maskz_loadu_ps((mask >> 16) as u16, columns.as_ptr().wrapping_add(16));
+            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+        };
+    }
+    // SAFETY: as above; a tile is 16 registers.
+    unsafe {
+        transpose_16x16(&mut pairs);
+        for (index, pair) in pairs.into_iter().enumerate() {
+            _mm512_store_si512(tile.cast::<__m512i>().add(index), pair);
+        }
+    }
+}
+
+/// Packs 32 columns of 16 tokens, `[column][token]`, into a tile.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) unsafe fn pack_sums(values: &[f32; TILE * TILE_COLS], tile: *mut Tile) {
+    /// From the tokens of one column and then those of the next, to pairs.
+    const PAIRS: [u16; 32] = {
+        let mut lanes = [0; 32];
+        let mut lane = 0;
+        while lane < 32 {
+            lanes[lane] = (lane / 2 + lane % 2 * 16) as u16;
+            lane += 1;
+        }
+        lanes
+    };
+    // SAFETY: the features are enabled here; a tile is 16 registers.
+    unsafe {
+        let lanes = _mm512_loadu_si512(PAIRS.as_ptr().cast());
+        for (pair, columns) in values.chunks_exact(2 * TILE).enumerate() {
+            let first = _mm512_loadu_ps(columns.as_ptr());
+            let second = _mm512_loadu_ps(columns[TILE..].as_ptr());
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+            let pairs = _mm512_permutexvar_epi16(lanes, both);
+            _mm512_store_si512(tile.cast::<__m512i>().add(pair), pairs);
+        }
+    }
+}
+
+/// See [`super::add_weighted`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) unsafe fn add_weighted(
+    sums: &[f32; TILE * TILE],
+    rows: usize,
+    bias: &[f32; TILE],
+    out: impl Iterator<Item = (*mut f32, f32)>,
+) {
+    // SAFETY: the features are enabled here; the mask selects rows that `out` has, by the caller's promise.
+    unsafe {
+        let columns = transposed(sums);
+        let mask = ((1u32 << rows) - 1) as u16;
+        let bias = _mm512_loadu_ps(bias.as_ptr());
+        for ((out, weight), column) in out.zip(columns) {
+            let value = _mm512_add_ps(_mm512_castsi512_ps(column), bias);
+            let sum = _mm512_maskz_loadu_ps(mask, out);
+            let sum = _mm512_fmadd_ps(_mm512_set1_ps(weight), value, sum);
+            _mm512_mask_storeu_ps(out, mask, sum);
+        }
+    }
+}
+
+/// The rows' sums of each token.
+#[inline(always)]
+unsafe fn transposed(sums: &[f32; TILE * TILE]) -> [__m512i; TILE] {
+    // SAFETY: the caller has enabled AVX-512 F; 16 rows of 16 sums are loaded.
+    unsafe {
+        let mut columns = [_mm512_setzero_si512(); TILE];
+        for (index, column) in columns.iter_mut().enumerate() {
+            *column = _mm512_loadu_si512(sums[index * TILE..].as_ptr().cast());
+        }
+        transpose_16x16(&mut columns);
+        columns
+    }
+}
+
+/// Writes the first `rows` by `tokens` sums of a tile to `out[token * stride + row]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) unsafe fn store(
+    sums: &[f32; TILE * TILE],
+    [rows, tokens]: [usize; 2],
+    out: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: the features are enabled here; the mask selects rows that `out` has, by the caller's promise.
+    unsafe {
+        let columns = transposed(sums);
+        let mask = ((1u32 << rows) - 1) as u16;
+        for (token, column) in columns.into_iter().take(tokens).enumerate() {
+            _mm512_mask_storeu_ps(out.add(token * stride), mask, _mm512_castsi512_ps(column));
+        }
+    }
+}
