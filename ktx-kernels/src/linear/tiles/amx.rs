@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use super::super::avx512::{Avx512, transpose_16x16};
 use super::super::isa::{STEP, Step};
-use super::super::unpack::Unpack;
+use super::super::unpack::{Unpack, six_bits};
 use super::{CHUNK_TILES, GROUP_ROWS, Panel, SumTile, TILE, TILE_COLS, Tile, TileJob};
 
 /// Bytes from one row of a tile to the next.
@@ -75,8 +75,7 @@ pub(super) unsafe fn multiply<U: Unpack>(
         let unit = Unit::number(index, groups);
         let following = (index + 1 < units).then(|| Unit::number(index + 1, groups));
         let blocks = unit.blocks(job);
-        let slots = pairs * blocks;
-        let mut expanded = 0;
+        let mut pace = Pace::new(pairs * blocks);
         for pair in 0..pairs {
             let sums = sums[(unit.group * pairs + pair) * 4..].as_mut_ptr();
             let tokens = unit.tokens(job, pair);
@@ -84,18 +83,50 @@ pub(super) unsafe fn multiply<U: Unpack>(
             unsafe {
                 load_sums(sums, unit.chunk == 0);
                 for block in 0..blocks {
-                    multiply_block(current, block, tokens);
+                    match tokens {
+                        (first, Some(second)) => multiply_block(current, block, [first, second]),
+                        (first, None) => multiply_half_block(current, block, first),
+                    }
                     let Some(following) = following else { continue };
-                    let until = (pair * blocks + block + 1) * GROUP_ROWS / slots;
-                    while expanded < until {
-                        expand_row::<U>(job, following, expanded, &mut step, next);
-                        expanded += 1;
+                    for row in pace.rows() {
+                        expand_row::<U>(job, following, row, &mut step, next);
                     }
                 }
                 store_sums(sums);
             }
         }
         std::mem::swap(&mut current, &mut next);
+    }
+}
+
+/// Spreads the rows of a group evenly over the steps of the group before.
+struct Pace {
+    steps: usize,
+    /// What is due, in parts of a row: one step brings [`GROUP_ROWS`] parts, `steps` of them make a row.
+    due: usize,
+    row: usize,
+}
+
+impl Pace {
+    #[inline(always)]
+    fn new(steps: usize) -> Self {
+        Self {
+            steps,
+            due: 0,
+            row: 0,
+        }
+    }
+
+    /// The rows to be expanded after one more step.
+    #[inline(always)]
+    fn rows(&mut self) -> std::ops::Range<usize> {
+        self.due += GROUP_ROWS;
+        let first = self.row;
+        while self.due >= self.steps {
+            self.due -= self.steps;
+            self.row += 1;
+        }
+        first..self.row
     }
 }
 
@@ -123,13 +154,15 @@ impl Unit {
         (job.x.blocks - self.chunk * CHUNK_TILES).min(CHUNK_TILES)
     }
 
-    /// The tokens of a pair of tiles, from the unit's first column on. A pair that lacks its second tile has its
-    /// first one twice; the sums are not read.
+    /// The tokens of a pair of tiles, from the unit's first column on. The last pair may lack its second tile.
     #[inline(always)]
-    fn tokens(self, job: &TileJob<'_>, pair: usize) -> [*const Tile; 2] {
-        let last = job.token_tiles() - 1;
-        [2 * pair, (2 * pair + 1).min(last)]
-            .map(|tile| job.x.chunk(self.chunk, job.group + tile).as_ptr())
+    fn tokens(self, job: &TileJob<'_>, pair: usize) -> (*const Tile, Option<*const Tile>) {
+        let tile = |tile| job.x.chunk(self.chunk, job.group + tile).as_ptr();
+        let second = 2 * pair + 1;
+        (
+            tile(2 * pair),
+            (second < job.token_tiles()).then(|| tile(second)),
+        )
     }
 }
 
@@ -147,17 +180,95 @@ unsafe fn expand_row<U: Unpack>(
         return;
     }
     let columns = job.columns(job_row, unit.chunk * STEP);
-    let tiles = &mut panel.0[row / TILE];
+    let tiles = TileRow {
+        tiles: &mut panel.0[row / TILE],
+        row: row % TILE,
+    };
     // SAFETY: the caller has enabled the features.
     unsafe {
         prefetch(columns);
+        U::expand(columns, step, tiles);
+    }
+}
+
+/// One row of the tiles of [`STEP`] columns.
+pub(crate) struct TileRow<'a> {
+    tiles: &'a mut [Tile; CHUNK_TILES],
+    row: usize,
+}
+
+impl TileRow<'_> {
+    /// Sets the row's 32 values in tile `block`.
+    #[inline(always)]
+    unsafe fn set(&mut self, block: usize, values: __m512i) {
+        let row = &mut self.tiles[block].0[self.row * TILE_COLS..][..TILE_COLS];
+        // SAFETY: the caller has enabled AVX-512 F; a row of a tile is a register, and aligned as one.
+        unsafe { _mm512_store_si512(row.as_mut_ptr().cast(), values) };
+    }
+}
+
+/// Expands any type, through its codes.
+#[inline(always)]
+pub(crate) unsafe fn expand_codes<U: Unpack>(
+    columns: &[u8],
+    step: &mut Step,
+    mut row: TileRow<'_>,
+) {
+    // SAFETY: the caller has enabled the features.
+    unsafe {
         U::unpack_step::<Avx512>(columns, step);
         for block in 0..columns.len() / U::BYTES * U::BLOCK / TILE_COLS {
-            let values = to_bf16::<U>(step, block);
-            let at = tiles[block].0[row % TILE * TILE_COLS..].as_mut_ptr();
-            _mm512_store_si512(at.cast(), values);
+            row.set(block, to_bf16::<U>(step, block));
         }
     }
+}
+
+/// Expands Q4_K: a table of the 32 weights that two sub-blocks may have, in which 64 codes are looked up.
+#[inline(always)]
+pub(crate) unsafe fn expand_q4_k(block: &[u8; 144], mut row: TileRow<'_>) {
+    // SAFETY: the caller has enabled the features; loads are of the block's 128 bytes of codes.
+    unsafe {
+        let [scales, minimums] = six_bits(block.first_chunk().expect("a block is longer"));
+        let bytes = _mm_set_epi64x(minimums.cast_signed(), scales.cast_signed());
+        let halves = u32::from_le_bytes([block[0], block[1], block[2], block[3]]);
+        let halves = _mm512_cvtph_ps(_mm256_set1_epi32(halves.cast_signed()));
+        // Eight times `d`, then eight times `-dmin`.
+        let factors = _mm512_permutexvar_ps(
+            _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0),
+            halves,
+        );
+        let factors = _mm512_mask_sub_ps(factors, 0xff00, _mm512_setzero_ps(), factors);
+        let bytes = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+        let mut parts = [0.0f32; 16];
+        _mm512_storeu_ps(parts.as_mut_ptr(), _mm512_mul_ps(bytes, factors));
+        // Left to itself, the compiler keeps them in registers and shuffles each to all lanes, which takes longer
+        // than to load it to all lanes.
+        let parts = std::hint::black_box(&parts);
+        let weights = |sub: usize| {
+            _mm512_fmadd_ps(
+                _mm512_set1_ps(parts[sub]),
+                iota(),
+                _mm512_set1_ps(parts[8 + sub]),
+            )
+        };
+        let second = _mm512_set1_epi16(16);
+        for pair in 0..4 {
+            let codes = _mm256_loadu_si256(block.as_ptr().add(16 + pair * 32).cast());
+            let codes = _mm512_cvtepu8_epi16(codes);
+            let table = pack_pair(weights(2 * pair), weights(2 * pair + 1));
+            let low = _mm512_and_si512(codes, _mm512_set1_epi16(15));
+            let high = _mm512_or_si512(_mm512_srli_epi16::<4>(codes), second);
+            row.set(2 * pair, _mm512_permutexvar_epi16(low, table));
+            row.set(2 * pair + 1, _mm512_permutexvar_epi16(high, table));
+        }
+    }
+}
+
+/// 32 numbers as BF16.
+#[inline(always)]
+unsafe fn pack_pair(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: the caller has enabled AVX-512 BF16; both types are 512 bits.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
 /// Asks for the row's next columns, which the next chunk expands.
@@ -199,9 +310,8 @@ unsafe fn to_bf16<U: Unpack>(step: &Step, block: usize) -> __m512i {
             _ => (splat(block), splat(block)),
         };
         let weights = |codes, (scale, offset)| _mm512_fmadd_ps(codes, scale, offset);
-        let pack = |low, high| -> __m512i { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) };
         if U::CODES <= 16 && U::SUB == 16 {
-            let table = pack(weights(iota(), first), weights(iota(), second));
+            let table = pack_pair(weights(iota(), first), weights(iota(), second));
             let second_half = _mm512_set_epi64(
                 SECOND_TABLE,
                 SECOND_TABLE,
@@ -220,12 +330,12 @@ unsafe fn to_bf16<U: Unpack>(step: &Step, block: usize) -> __m512i {
             _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(codes), table)
         } else if U::CODES <= 32 && U::SUB == 32 {
             let more = _mm512_add_ps(iota(), _mm512_set1_ps(16.0));
-            let table = pack(weights(iota(), first), weights(more, first));
+            let table = pack_pair(weights(iota(), first), weights(more, first));
             _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(codes), table)
         } else {
             let low = _mm512_cvtepu8_epi32(_mm256_castsi256_si128(codes));
             let high = _mm512_cvtepu8_epi32(_mm256_extracti128_si256::<1>(codes));
-            pack(
+            pack_pair(
                 weights(_mm512_cvtepi32_ps(low), first),
                 weights(_mm512_cvtepi32_ps(high), second),
             )
@@ -306,6 +416,27 @@ unsafe fn multiply_block(panel: &Panel, block: usize, tokens: [*const Tile; 2]) 
     }
 }
 
+/// As [`multiply_block`], of 16 tokens: the sums in `tmm0` and `tmm2`.
+#[inline(always)]
+unsafe fn multiply_half_block(panel: &Panel, block: usize, tokens: *const Tile) {
+    let [upper, lower] = &panel.0;
+    // SAFETY: as there.
+    unsafe {
+        asm!(
+            "tileloadd tmm4, [{upper} + {stride}]",
+            "tileloadd tmm6, [{tokens} + {stride}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{lower} + {stride}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            upper = in(reg) &upper[block],
+            lower = in(reg) &lower[block],
+            tokens = in(reg) tokens.add(block),
+            stride = in(reg) TILE_STRIDE,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+}
+
 /// Packs columns `col..col + 32` of up to 16 rows of values into a tile.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub(super) unsafe fn pack(rows: &[&[f32]], col: usize, tile: *mut Tile) {
@@ -319,7 +450,7 @@ pub(super) unsafe fn pack(rows: &[&[f32]], col: usize, tile: *mut Tile) {
             let low = _mm512_maskz_loadu_ps(mask as u16, columns.as_ptr());
             let high =
                 _mm512_maskz_loadu_ps((mask >> 16) as u16, columns.as_ptr().wrapping_add(16));
-            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+            pack_pair(low, high)
         };
     }
     // SAFETY: as above; a tile is 16 registers.
@@ -350,8 +481,7 @@ pub(super) unsafe fn pack_sums(values: &[f32; TILE * TILE_COLS], tile: *mut Tile
         for (pair, columns) in values.chunks_exact(2 * TILE).enumerate() {
             let first = _mm512_loadu_ps(columns.as_ptr());
             let second = _mm512_loadu_ps(columns[TILE..].as_ptr());
-            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
-            let pairs = _mm512_permutexvar_epi16(lanes, both);
+            let pairs = _mm512_permutexvar_epi16(lanes, pack_pair(first, second));
             _mm512_store_si512(tile.cast::<__m512i>().add(pair), pairs);
         }
     }

@@ -10,7 +10,7 @@
 //! the multiplication of the rows before.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(super) mod amx;
 
 use std::cell::RefCell;
 

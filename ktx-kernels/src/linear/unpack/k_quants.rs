@@ -1,10 +1,14 @@
 //! Types with 256 elements to a block and quantised scales of sub-blocks.
 
 use super::super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::super::isa::Step;
+#[cfg(target_arch = "x86_64")]
+use super::super::tiles::amx::{self, TileRow};
 use super::{Unpack, bytes, half_at, part_mut, u32_at};
 
 macro_rules! k_type {
-    ($(#[$doc:meta])* $name:ident, bytes $len:literal, sub $sub:literal, codes $codes:literal) => {
+    ($(#[$doc:meta])* $name:ident, bytes $len:literal, sub $sub:literal, codes $codes:literal $(, expand $expand:path)?) => {
         $(#[$doc])*
         #[allow(non_camel_case_types, reason = "the names of the format")]
         pub(crate) struct $name;
@@ -26,6 +30,13 @@ macro_rules! k_type {
                 Self::quants(bytes(block, 0), part_mut(codes, 0));
                 Self::scales(bytes(block, 0), part_mut(scales, 0), part_mut(offsets, 0));
             }
+
+            $(#[cfg(target_arch = "x86_64")]
+            #[inline(always)]
+            unsafe fn expand(columns: &[u8], _: &mut Step, row: TileRow<'_>) {
+                // SAFETY: by the caller's promise.
+                unsafe { $expand(bytes(columns, 0), row) }
+            })?
         }
     };
 }
@@ -40,7 +51,7 @@ k_type!(
 );
 k_type!(
     /// 4 bits; `d * scale * q - dmin * min`.
-    Q4_K, bytes 144, sub 32, codes 16
+    Q4_K, bytes 144, sub 32, codes 16, expand amx::expand_q4_k
 );
 k_type!(
     /// 5 bits; `d * scale * q - dmin * min`.
@@ -158,17 +169,25 @@ impl Q5_K {
 #[inline(always)]
 fn six_bit_scales(head: &[u8; 16], scales: &mut [f32; 8], offsets: &mut [f32; 8]) {
     let (d, dmin) = (half_at(head, 0), half_at(head, 2));
+    let [packed_scales, packed_minimums] = six_bits(head).map(u64::to_le_bytes);
+    for index in 0..8 {
+        scales[index] = d * f32::from(packed_scales[index]);
+        offsets[index] = -dmin * f32::from(packed_minimums[index]);
+    }
+}
+
+/// The scales and the minimums of such a head, as bytes.
+#[inline(always)]
+pub(crate) fn six_bits(head: &[u8; 16]) -> [u64; 2] {
     let low = u64::from_le_bytes(*bytes(head, 4));
     let high = u64::from(u32_at(head, 12));
     // Lower halves are scales, upper halves minimums; the first four of each, then the others.
     let first = low & SIX_BITS;
     let others = (high | high << 28) & LOW_NIBBLES | ((low >> 6) & LOW_PAIRS) << 4;
-    let packed_scales = (first & LOWER_HALF | others << 32).to_le_bytes();
-    let packed_minimums = (first >> 32 | others & !LOWER_HALF).to_le_bytes();
-    for index in 0..8 {
-        scales[index] = d * f32::from(packed_scales[index]);
-        offsets[index] = -dmin * f32::from(packed_minimums[index]);
-    }
+    [
+        first & LOWER_HALF | others << 32,
+        first >> 32 | others & !LOWER_HALF,
+    ]
 }
 
 /// The lower nibble of each byte.

@@ -10,10 +10,14 @@ mod k_quants;
 mod legacy;
 
 pub(crate) use code_book::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_XS};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use k_quants::six_bits;
 pub(crate) use k_quants::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K};
 pub(crate) use legacy::{IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0};
 
 use super::isa::{Isa, Step};
+#[cfg(target_arch = "x86_64")]
+use super::tiles::amx::{self, TileRow};
 
 /// The unpacker of one block type.
 pub(crate) trait Unpack {
@@ -50,6 +54,20 @@ pub(crate) trait Unpack {
     {
         // SAFETY: by the caller's promise.
         unsafe { unpack_blocks::<K, Self>(columns, step) }
+    }
+
+    /// Expands the blocks of up to 256 columns to BF16, as one row of tiles.
+    ///
+    /// # Safety
+    /// The CPU has AMX; the caller has enabled what comes with it.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn expand(columns: &[u8], step: &mut Step, row: TileRow<'_>)
+    where
+        Self: Sized,
+    {
+        // SAFETY: by the caller's promise.
+        unsafe { amx::expand_codes::<Self>(columns, step, row) }
     }
 }
 
