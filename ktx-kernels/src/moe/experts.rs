@@ -110,6 +110,14 @@ impl<'a> ExpertStack<'a> {
         has_tiles(level) && forms.codes && !forms.floats
     }
 
+    /// All experts' rows one after the other; `None` of a tensor per expert.
+    pub(super) fn all_rows(&self) -> Option<WeightRows<'a>> {
+        let Layout::Stacked { ty, bytes } = self.layout else {
+            return None;
+        };
+        WeightRows::new(ty, self.experts * self.rows, self.cols, bytes).ok()
+    }
+
     /// What activations these weights are multiplied with.
     pub(super) fn forms(&self, precision: Precision) -> Forms {
         match self.layout {

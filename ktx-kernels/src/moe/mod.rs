@@ -17,8 +17,11 @@
 
 #[cfg(test)]
 mod cases;
+pub mod cuda;
 mod error;
 mod experts;
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 mod reference;
 mod scratch;

@@ -17,17 +17,17 @@ fn pool(threads: usize) -> ThreadPool {
 }
 
 /// The data of a case.
-struct Layer {
+pub(super) struct Layer {
     case: Case,
     bytes: [Vec<u8>; 3],
     biases: [Vec<f32>; 3],
-    x: Vec<f32>,
-    ids: Vec<u32>,
-    weights: Vec<f32>,
+    pub(super) x: Vec<f32>,
+    pub(super) ids: Vec<u32>,
+    pub(super) weights: Vec<f32>,
 }
 
 impl Layer {
-    fn new(case: Case) -> Self {
+    pub(super) fn new(case: Case) -> Self {
         let len = case.experts * case.hidden * case.intermediate;
         let blocks = |index: usize| {
             let ty: GgmlType = case.types[index];
@@ -51,7 +51,7 @@ impl Layer {
         }
     }
 
-    fn experts(&self) -> MoeWeights<'_> {
+    pub(super) fn experts(&self) -> MoeWeights<'_> {
         let Case {
             types,
             experts,
@@ -79,7 +79,7 @@ impl Layer {
         ExpertBiases { gate, up, down }
     }
 
-    fn routing(&self) -> Routing<'_> {
+    pub(super) fn routing(&self) -> Routing<'_> {
         Routing {
             ids: &self.ids,
             weights: &self.weights,

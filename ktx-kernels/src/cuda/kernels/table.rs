@@ -198,6 +198,20 @@ static COMPILED: &[Compiled] = &[
         ptx: include_bytes!("linear_repack.ptx.z"),
     },
     Compiled {
+        module: "moe/moe",
+        cubins: &[
+            (70, include_bytes!("moe_moe.70.z")),
+            (75, include_bytes!("moe_moe.75.z")),
+            (80, include_bytes!("moe_moe.80.z")),
+            (86, include_bytes!("moe_moe.86.z")),
+            (89, include_bytes!("moe_moe.89.z")),
+            (90, include_bytes!("moe_moe.90a.z")),
+            (100, include_bytes!("moe_moe.100.z")),
+            (120, include_bytes!("moe_moe.120.z")),
+        ],
+        ptx: include_bytes!("moe_moe.ptx.z"),
+    },
+    Compiled {
         module: "norm/norm",
         cubins: &[
             (70, include_bytes!("norm_norm.70.z")),
@@ -271,6 +285,7 @@ static SOURCES: &[(&str, u64)] = &[
     ("linear/gemm.cu", 0x1118fd7a032a2ea8),
     ("linear/gemv.cu", 0x93ea068de7bfd994),
     ("linear/repack.cu", 0x6f4218caf9fb582c),
+    ("moe/moe.cu", 0xb39b4074e4ab8749),
     ("norm/norm.cu", 0xaf6004a2bef2a643),
     ("rope/rope.cu", 0x5ef4a20f1674bb92),
     ("rows/rows.cu", 0x967ee1206de5dfb2),

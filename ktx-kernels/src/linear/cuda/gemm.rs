@@ -1,7 +1,7 @@
 //! Products with many tokens; see `gemm.cu`.
 
 use super::Product;
-use super::upload::type_number;
+use super::upload::{DeviceRows, type_number};
 use crate::cuda::{Arg, CudaError, DeviceBuffer, DeviceMatrix, Gpu, Launch};
 
 const MODULE: &str = "linear/gemm";
@@ -87,23 +87,20 @@ impl Halves {
 }
 
 impl TileProduct {
-    /// What all products with `x` of these weights have in common.
-    pub(crate) fn of(product: &Product<'_>, x: Halves) -> Self {
-        let rows = &product.weights.rows;
+    /// `weights`, of which each expert has `row_count` rows, times `x`, to `out` `[tokens, row_count]`.
+    pub(crate) fn of(weights: &DeviceRows, row_count: usize, x: Halves, out: u64) -> Self {
         Self {
-            rows: rows.buffer.address(),
-            bias: product.bias.map_or(0, DeviceBuffer::address),
-            residual: product.residual.map_or(0, DeviceMatrix::address),
-            out: product.out.address(),
+            rows: weights.buffer.address(),
+            out,
             x: x.address,
             x_factors: x.factors(),
-            ty: type_number(rows.layout.ty),
-            row_count: rows.rows as u32,
-            row_bytes: rows.layout.bytes as u32,
-            factor_at: rows.layout.factor_at as u32,
-            columns: rows.cols as u32,
+            ty: type_number(weights.layout.ty),
+            row_count: row_count as u32,
+            row_bytes: weights.layout.bytes as u32,
+            factor_at: weights.layout.factor_at as u32,
+            columns: weights.cols as u32,
             x_stride: x.stride as u32,
-            out_stride: rows.rows as u32,
+            out_stride: row_count as u32,
             tokens: x.rows as u32,
             ..Self::default()
         }
@@ -150,8 +147,18 @@ pub(super) fn many(
     for product in products {
         let tile_tokens = tile_tokens(gpu, x.rows(), product.weights.rows());
         let columns = x.rows().div_ceil(tile_tokens);
+        let tiles = TileProduct {
+            bias: product.bias.map_or(0, DeviceBuffer::address),
+            residual: product.residual.map_or(0, DeviceMatrix::address),
+            ..TileProduct::of(
+                &product.weights.rows,
+                product.weights.rows(),
+                halves,
+                product.out.address(),
+            )
+        };
         // SAFETY: callers checked every shape against its matrix; the halves are in the scratch.
-        unsafe { TileProduct::of(product, halves).launch(gpu, tile_tokens, columns) }?;
+        unsafe { tiles.launch(gpu, tile_tokens, columns) }?;
     }
     Ok(())
 }

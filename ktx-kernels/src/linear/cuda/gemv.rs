@@ -20,7 +20,7 @@ const SHARED_BYTES: usize = 44 << 10;
 const QUANTIZE_THREADS: usize = 256;
 
 /// Bytes of a token's quantised activations.
-pub(super) fn quantized_bytes(cols: usize) -> usize {
+pub(crate) fn quantized_bytes(cols: usize) -> usize {
     48 * cols.div_ceil(GROUP)
 }
 

@@ -12,10 +12,10 @@
 //! - [`Precision::F32`]: every weight is made a float; as exact as single precision, for tests and
 //!   debugging.
 
-mod gemm;
-mod gemv;
+pub(crate) mod gemm;
+pub(crate) mod gemv;
 pub(crate) mod layout;
-mod upload;
+pub(crate) mod upload;
 
 use ktx_gguf::GgmlType;
 

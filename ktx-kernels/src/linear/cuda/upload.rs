@@ -2,7 +2,7 @@
 
 use ktx_gguf::GgmlType;
 
-use super::layout::{RowLayout, is_native};
+use super::layout::RowLayout;
 use crate::cuda::{Arg, CudaError, DeviceBuffer, Gpu, Launch};
 use crate::linear::WeightRows;
 
@@ -22,41 +22,67 @@ pub(crate) struct DeviceRows {
 }
 
 impl DeviceRows {
-    /// Copies `weights` and regroups them; complete when the call returns.
-    pub(crate) fn upload(gpu: &Gpu, weights: WeightRows<'_>) -> Result<Self, CudaError> {
-        let (rows, cols) = (weights.rows(), weights.cols());
-        let layout = RowLayout::of(weights.ty(), cols);
-        let device = Self {
+    /// Room for `rows` rows of `cols` columns of type `ty`.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        ty: GgmlType,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self, CudaError> {
+        let layout = RowLayout::of(ty, cols);
+        Ok(Self {
             buffer: DeviceBuffer::new(gpu, rows * layout.bytes)?,
             layout,
             rows,
             cols,
-        };
-        let source_row_bytes = match is_native(weights.ty()) {
+        })
+    }
+
+    /// Copies `weights` and regroups them; complete when the call returns.
+    pub(crate) fn upload(gpu: &Gpu, weights: WeightRows<'_>) -> Result<Self, CudaError> {
+        let rows = Self::new(gpu, weights.ty(), weights.rows(), weights.cols())?;
+        rows.fill(0, weights)?;
+        Ok(rows)
+    }
+
+    /// Copies `weights` to the rows from `first` on; complete when the call returns. Weights of another type
+    /// than the rows' become F16, which the rows' must then be.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub(crate) fn fill(&self, first: usize, weights: WeightRows<'_>) -> Result<(), CudaError> {
+        let as_they_are = weights.ty() == self.layout.ty && weights.scales.is_none();
+        assert!(
+            first + weights.rows() <= self.rows
+                && weights.cols() == self.cols
+                && (as_they_are || self.layout.ty == GgmlType::F16),
+            "weights that do not fit the rows"
+        );
+        let source_row_bytes = match as_they_are {
             true => weights.row_bytes(),
-            false => cols * size_of::<half::f16>(),
+            false => self.cols * size_of::<half::f16>(),
         };
-        if rows * source_row_bytes == 0 {
-            return Ok(device);
+        if weights.rows() * source_row_bytes == 0 {
+            return Ok(());
         }
-        let at_a_time = (STAGING_BYTES / source_row_bytes).clamp(1, rows);
+        let gpu = self.buffer.gpu();
+        let at_a_time = (STAGING_BYTES / source_row_bytes).clamp(1, weights.rows());
         let mut staging = DeviceBuffer::new(gpu, at_a_time * source_row_bytes)?;
         let mut converted = Vec::new();
-        for first in (0..rows).step_by(at_a_time) {
-            let count = at_a_time.min(rows - first);
+        for start in (0..weights.rows()).step_by(at_a_time) {
+            let count = at_a_time.min(weights.rows() - start);
             let part = weights
-                .rows_range(first, count)
+                .rows_range(start, count)
                 .expect("the range is within the rows");
-            if is_native(weights.ty()) {
+            if as_they_are {
                 staging.write(0, part.bytes())?;
             } else {
                 to_halves(part, &mut converted);
                 staging.write(0, &converted)?;
             }
-            device.repack(staging.address(), source_row_bytes, first, count)?;
+            self.repack(staging.address(), source_row_bytes, first + start, count)?;
         }
-        gpu.synchronize()?;
-        Ok(device)
+        gpu.synchronize()
     }
 
     /// Regroups `count` rows that lie in GGUF blocks at `source` into rows `first` and up.
