@@ -35,7 +35,7 @@ macro_rules! k_type {
             #[inline(always)]
             unsafe fn expand(columns: &[u8], _: &mut Step, row: TileRow<'_>) {
                 // SAFETY: by the caller's promise.
-                unsafe { $expand(bytes(columns, 0), row) }
+                unsafe { $expand(columns, row) }
             })?
         }
     };

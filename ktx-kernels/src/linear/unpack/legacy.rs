@@ -1,6 +1,8 @@
 //! Types with one scale for 32 elements, and the ternary types.
 
 use super::super::isa::{Isa, Step};
+#[cfg(target_arch = "x86_64")]
+use super::super::tiles::amx::{self, TileRow};
 use super::code_book::IQ4_LEVELS;
 use super::{Unpack, bytes, half_at, part_mut, u16_at, u32_at, unpack_blocks};
 
@@ -15,7 +17,7 @@ enum Levels {
 
 /// A type of 32 elements with half-precision scales; eight blocks' scales are converted at once.
 macro_rules! half_scaled_type {
-    ($(#[$doc:meta])* $name:ident, bytes $len:literal, codes $count:literal, $levels:expr,
+    ($(#[$doc:meta])* $name:ident, bytes $len:literal, codes $count:literal $(, expand $expand:path)?; $levels:expr,
      |$isa:ident, $block:ident, $codes:ident| $body:block) => {
         $(#[$doc])*
         #[allow(non_camel_case_types, reason = "the names of the format")]
@@ -75,25 +77,32 @@ macro_rules! half_scaled_type {
                     }
                 }
             }
+
+            $(#[cfg(target_arch = "x86_64")]
+            #[inline(always)]
+            unsafe fn expand(columns: &[u8], _: &mut Step, row: TileRow<'_>) {
+                // SAFETY: by the caller's promise.
+                unsafe { $expand(columns, row) }
+            })?
         }
     };
 }
 
 half_scaled_type!(
     /// 4 bits.
-    Q4_0, bytes 18, codes 16, Levels::Symmetric(8.0), |K, block, codes| {
+    Q4_0, bytes 18, codes 16; Levels::Symmetric(8.0), |K, block, codes| {
         nibbles(bytes(block, 2), codes);
     }
 );
 half_scaled_type!(
     /// 4 bits and a minimum.
-    Q4_1, bytes 20, codes 16, Levels::Affine, |K, block, codes| {
+    Q4_1, bytes 20, codes 16; Levels::Affine, |K, block, codes| {
         nibbles(bytes(block, 4), codes);
     }
 );
 half_scaled_type!(
     /// 5 bits.
-    Q5_0, bytes 22, codes 32, Levels::Symmetric(16.0), |K, block, codes| {
+    Q5_0, bytes 22, codes 32; Levels::Symmetric(16.0), |K, block, codes| {
         nibbles(bytes(block, 6), codes);
         // SAFETY: the CPU supports `K`, by the caller's promise.
         unsafe { K::add_where(u32_at(block, 2), 16, codes) };
@@ -101,7 +110,7 @@ half_scaled_type!(
 );
 half_scaled_type!(
     /// 5 bits and a minimum.
-    Q5_1, bytes 24, codes 32, Levels::Affine, |K, block, codes| {
+    Q5_1, bytes 24, codes 32; Levels::Affine, |K, block, codes| {
         nibbles(bytes(block, 8), codes);
         // SAFETY: the CPU supports `K`, by the caller's promise.
         unsafe { K::add_where(u32_at(block, 4), 16, codes) };
@@ -109,7 +118,7 @@ half_scaled_type!(
 );
 half_scaled_type!(
     /// 8 bits, signed.
-    Q8_0, bytes 34, codes 256, Levels::Symmetric(128.0), |K, block, codes| {
+    Q8_0, bytes 34, codes 256, expand amx::expand_q8_0; Levels::Symmetric(128.0), |K, block, codes| {
         let quants = bytes::<32>(block, 2);
         for index in 0..32 {
             codes[index] = quants[index] ^ 0x80;
@@ -118,7 +127,7 @@ half_scaled_type!(
 );
 half_scaled_type!(
     /// 4 bits that name one of sixteen levels.
-    IQ4_NL, bytes 18, codes 256, Levels::Symmetric(128.0), |K, block, codes| {
+    IQ4_NL, bytes 18, codes 256; Levels::Symmetric(128.0), |K, block, codes| {
         nibbles(bytes(block, 2), codes);
         // SAFETY: the CPU supports `K`, by the caller's promise.
         unsafe { K::look_up(&IQ4_LEVELS, codes) };
