@@ -91,8 +91,7 @@ impl Layer for DecoderLayer {
             let out = cx.alloc(device, hidden.rows(), hidden.cols())?;
             self.input_norm.forward(cx, hidden, normed)?;
             self.attention.forward(cx, slot, normed, out)?;
-            cx.add(hidden, out)?;
-            self.ffn_norm.forward(cx, hidden, normed)?;
+            self.ffn_norm.add_forward(cx, hidden, out, normed)?;
             self.ffn.forward(cx, normed, out)?;
             cx.add(hidden, out)?;
             cx.observe(&self.path, "hidden", hidden);

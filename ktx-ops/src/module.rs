@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use ktx_gguf::Tensor;
-use ktx_kernels::cuda::{CudaError, Gpu};
+use ktx_kernels::cuda::{CudaError, DeviceBuffer, Gpu};
 use ktx_kernels::device::Device;
 use ktx_kernels::kv::{LayerKv, PAGE_TOKENS, PageId, SequenceKv};
 use ktx_kernels::linear::cuda::GpuMatrix;
@@ -472,6 +472,15 @@ pub struct HostMatrix<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
+/// A matrix of an operator on a GPU.
+#[derive(Clone, Copy)]
+pub struct DeviceWeights<'a> {
+    /// `[out, in]`.
+    pub weights: &'a GpuMatrix,
+    /// Added to each row `[out]`.
+    pub bias: Option<&'a DeviceBuffer>,
+}
+
 /// `y = x W^T + b`.
 pub trait Linear: KModule {
     /// Width of a row that comes in.
@@ -490,6 +499,13 @@ pub trait Linear: KModule {
         None
     }
 
+    /// The matrix on a GPU, where this is a plain product there in that phase, for callers that join
+    /// several products of the same activations.
+    fn gpu_matrix(&self, device: Device, phase: Phase) -> Option<DeviceWeights<'_>> {
+        let _ = (device, phase);
+        None
+    }
+
     /// Adds to `out` what adapters make of `x`. For callers that multiplied with
     /// [`Self::host_matrix`] themselves; [`Self::forward`] does it already.
     fn add_low_rank(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError> {
@@ -502,6 +518,18 @@ pub trait Linear: KModule {
 pub trait Norm: KModule {
     /// `x` `[rows, size]` to `out` of the same shape, which may be `x` itself.
     fn forward(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError>;
+
+    /// `hidden += y`, and the new `hidden` normalised to `out`; all of one shape.
+    fn add_forward(
+        &self,
+        cx: &mut Forward<'_>,
+        hidden: Act,
+        y: Act,
+        out: Act,
+    ) -> Result<(), OpError> {
+        cx.add(hidden, y)?;
+        self.forward(cx, hidden, out)
+    }
 }
 
 /// Which part of each row is rotated: `heads` spans of the rotary width, `stride` apart, from `offset`.

@@ -94,6 +94,22 @@ impl Norm for RmsNorm {
         }
         Ok(())
     }
+
+    fn add_forward(
+        &self,
+        cx: &mut Forward<'_>,
+        hidden: Act,
+        y: Act,
+        out: Act,
+    ) -> Result<(), OpError> {
+        let Some(gpu) = cx.gpu(hidden) else {
+            cx.add(hidden, y)?;
+            return self.forward(cx, hidden, out);
+        };
+        let weight = self.on_gpus.get(&self.path, hidden.device())?;
+        let [hidden, y, out] = [hidden, y, out].map(|act| cx.workspace.matrix(act));
+        norm::cuda::add_rms_norm(&gpu, hidden, y, weight, self.spec.eps, out).map_err(refused)
+    }
 }
 
 fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {

@@ -13,7 +13,7 @@ use super::{Arithmetic, gpu_scratch, kernel_error, multiply, multiply_on_gpu};
 use crate::build::{BuildArgs, OpError, Operator, Placement, WeightStore};
 use crate::gpu::{OnGpus, upload};
 use crate::kwargs::{KwargDoc, KwargSet, NoKwargs};
-use crate::module::{Capacity, Forward, Holding, HostMatrix, KModule, Linear, Loader, Phase};
+use crate::module::{Capacity, DeviceWeights, Forward, Holding, HostMatrix, KModule, Linear, Loader, Phase};
 use crate::register_operator;
 use crate::spec::{LinearSource, LinearSpec, Spec};
 use crate::tree::Module;
@@ -150,6 +150,19 @@ impl Linear for HostLinear {
             .and_then(|m| multiply(cx, self.path(), &[m], x, [out]));
         cx.precision = engine;
         result
+    }
+
+    fn gpu_matrix(&self, device: Device, _phase: Phase) -> Option<DeviceWeights<'_>> {
+        match self.arithmetic {
+            Arithmetic::AsEngine => {
+                let here = self.on_gpus.get(self.path(), device).ok()?;
+                Some(DeviceWeights {
+                    weights: &here.weight,
+                    bias: here.bias.as_ref(),
+                })
+            }
+            Arithmetic::F32 => None,
+        }
     }
 
     fn host_matrix(&self, phase: Phase) -> Option<HostMatrix<'_>> {

@@ -9,7 +9,7 @@ mod switch;
 
 use ktx_gguf::GgmlType;
 use ktx_kernels::cuda::DeviceBuffer;
-use ktx_kernels::linear::cuda::GpuMatrix;
+use ktx_kernels::linear::cuda::{GpuMatrix, Product, multiply_many};
 use ktx_kernels::linear::{Precision, WeightRows, matmul_many};
 use ktx_kernels::workspace::{Act, Workspace};
 
@@ -20,7 +20,7 @@ pub use switch::KTransformersLinear;
 
 use crate::build::{OpError, Placement};
 use crate::gpu::{gpus, refused};
-use crate::module::{Capacity, Forward, HostMatrix, Linear};
+use crate::module::{Capacity, DeviceWeights, Forward, HostMatrix, Linear};
 
 /// How an operator's products take their activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,12 @@ pub fn forward_joined<const N: usize>(
     x: Act,
     outs: [Act; N],
 ) -> Result<(), OpError> {
+    if cx.gpu(x).is_some() {
+        let matrices = ops.map(|op| op.gpu_matrix(x.device(), cx.phase));
+        if matrices.iter().all(Option::is_some) {
+            return multiply_joined_on_gpu(cx, matrices.map(|m| m.expect("all are there")), x, outs);
+        }
+    }
     let matrices = ops.map(|op| op.host_matrix(cx.phase));
     if matrices.iter().any(Option::is_none) {
         return ops
@@ -104,6 +110,27 @@ pub(crate) fn gpu_scratch(placement: Placement, capacity: Capacity, in_features:
         }
         None => 0,
     }
+}
+
+/// `outs[i] = x W_i^T + b_i` on the GPU that holds all of them, `x` quantised once.
+fn multiply_joined_on_gpu<const N: usize>(
+    cx: &mut Forward<'_>,
+    matrices: [DeviceWeights<'_>; N],
+    x: Act,
+    outs: [Act; N],
+) -> Result<(), OpError> {
+    cx.scoped(|cx| {
+        let floats = GpuMatrix::scratch_floats(x.rows(), x.cols());
+        let scratch = cx.alloc(x.device(), 1, floats)?;
+        let products: [Product<'_>; N] = std::array::from_fn(|i| Product {
+            weights: matrices[i].weights,
+            bias: matrices[i].bias,
+            residual: None,
+            out: cx.workspace.matrix(outs[i]),
+        });
+        let [x, scratch] = [x, scratch].map(|act| cx.workspace.matrix(act));
+        multiply_many(&products, x, cx.precision, scratch).map_err(refused)
+    })
 }
 
 /// `out = x W^T + b` on the GPU that holds all of them.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::build::{BuildArgs, OpError, Operator};
 use crate::inner::{build_inner, of_phase};
 use crate::kwargs::{KwargDoc, KwargSet};
-use crate::module::{Capacity, Forward, HostMatrix, KModule, Linear, Phase, largest_scratch};
+use crate::module::{Capacity, DeviceWeights, Forward, HostMatrix, KModule, Linear, Phase, largest_scratch};
 use crate::register_operator;
 
 /// Arguments of `KTransformersLinear`; the rest go to the two operators.
@@ -119,6 +119,10 @@ impl Linear for KTransformersLinear {
 
     fn host_matrix(&self, phase: Phase) -> Option<HostMatrix<'_>> {
         self.of(phase).host_matrix(phase)
+    }
+
+    fn gpu_matrix(&self, device: Device, phase: Phase) -> Option<DeviceWeights<'_>> {
+        self.of(phase).gpu_matrix(device, phase)
     }
 
     fn add_low_rank(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError> {
