@@ -538,6 +538,7 @@ impl Runtime {
                 .map_err(OpError::from)?;
         }
         let is_recorded = recorder.is_some();
+        let _awake = self.steps.use_gpus().then(|| self.pool.stay_awake());
         let mut cx = Forward {
             phase,
             prompt,

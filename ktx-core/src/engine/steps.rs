@@ -39,6 +39,7 @@ pub(super) enum StepPlan {
 pub(super) struct Steps {
     pub(super) capacity: StepCapacity,
     number: u32,
+    has_gpus: bool,
     /// The GPU, where there is just one.
     gpu: Option<Device>,
     /// By the number of rows.
@@ -55,6 +56,7 @@ impl Steps {
         Self {
             capacity,
             number: 0,
+            has_gpus: first.is_some(),
             gpu: first.filter(|_| second.is_none()).copied(),
             shapes: HashMap::new(),
         }
@@ -80,6 +82,11 @@ impl Steps {
     /// The number of the last step.
     pub(super) fn number(&self) -> u32 {
         self.number
+    }
+
+    /// Whether GPUs take part in steps.
+    pub(super) fn use_gpus(&self) -> bool {
+        self.has_gpus
     }
 
     /// What to do with a step that generates.

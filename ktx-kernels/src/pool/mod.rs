@@ -99,6 +99,13 @@ impl ThreadPool {
         std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
     }
 
+    /// Workers wait without parking until what this returns is dropped: where regions follow one another
+    /// at intervals in which a GPU works, waking workers for each would take as long as their work.
+    pub fn stay_awake(&self) -> Awake<'_> {
+        self.shared.stay_awake();
+        Awake(&self.shared)
+    }
+
     /// Number of threads that work on a region, the caller included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
@@ -158,6 +165,16 @@ impl ThreadPool {
         if let Some(payload) = theirs {
             resume_unwind(payload);
         }
+    }
+}
+
+/// While it lives, a pool's workers do not park; see [`ThreadPool::stay_awake`].
+#[derive(Debug)]
+pub struct Awake<'a>(&'a Shared);
+
+impl Drop for Awake<'_> {
+    fn drop(&mut self) {
+        self.0.sleep();
     }
 }
 

@@ -42,6 +42,8 @@ pub(super) struct Shared {
     parked: Box<[AtomicBool]>,
     /// Number of `parked` flags that are set, so that a caller need not look at all of them.
     sleepers: Alone<AtomicUsize>,
+    /// While not 0, waiting workers do not park.
+    awake: Alone<AtomicUsize>,
     stop: AtomicBool,
     panicked: AtomicBool,
     payload: Mutex<Option<Payload>>,
@@ -71,6 +73,7 @@ impl Shared {
             region: UnsafeCell::new(None),
             parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             sleepers: Alone(AtomicUsize::new(0)),
+            awake: Alone(AtomicUsize::new(0)),
             stop: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             payload: Mutex::new(None),
@@ -200,9 +203,23 @@ impl Shared {
                 return now;
             }
             if !relax(&mut spins) {
-                self.park(seen, worker);
+                if self.awake.0.load(Ordering::Relaxed) == 0 {
+                    self.park(seen, worker);
+                } else {
+                    // Another round of pauses before the core is offered to others again.
+                    spins = 0;
+                }
             }
         }
+    }
+
+    /// From now on waiting workers do not park; as often as this is said, [`sleep`](Self::sleep) must be.
+    pub(super) fn stay_awake(&self) {
+        self.awake.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn sleep(&self) {
+        self.awake.0.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn park(&self, seen: u32, worker: usize) {
