@@ -170,6 +170,11 @@ impl RuleArgs {
     pub(crate) fn rules(&self) -> Rules {
         match &self.rules {
             None if self.is_automatic() => Rules::Auto(self.automatic()),
+            // A GPU is used if there is one, for what pays most there.
+            None if !self.cpu => match AutoPlacement::on_this_machine() {
+                Some(auto) => Rules::Auto(auto),
+                None => Rules::Preset,
+            },
             None => Rules::Preset,
             Some(path) if is_preset_name(path) => Rules::Named(path.display().to_string()),
             Some(path) => Rules::File(path.clone()),

@@ -14,6 +14,7 @@ use ktx_kernels::kv::{LayerKv, PAGE_TOKENS, PageId, SequenceKv};
 use ktx_kernels::linear::cuda::GpuMatrix;
 use ktx_kernels::linear::{Precision, WeightRows};
 use ktx_kernels::moe::MoeScratch;
+use ktx_kernels::moe::cuda::GpuExperts;
 use ktx_kernels::pool::ThreadPool;
 use ktx_kernels::rope::cuda::DeviceRopeTable;
 use ktx_kernels::rope::{RopeConfig, RopeError, RopeTable};
@@ -207,6 +208,7 @@ pub struct Loader<'a> {
     ropes: Vec<(RopeConfig, Arc<RopeTable>)>,
     gpu_ropes: Vec<(u16, RopeConfig, Arc<DeviceRopeTable>)>,
     gpu_matrices: HashMap<(u16, String), Arc<GpuMatrix>>,
+    gpu_experts: HashMap<(u16, String), Arc<GpuExperts>>,
     context: usize,
 }
 
@@ -231,6 +233,7 @@ impl<'a> Loader<'a> {
             ropes: Vec::new(),
             gpu_ropes: Vec::new(),
             gpu_matrices: HashMap::new(),
+            gpu_experts: HashMap::new(),
             context: Self::CONTEXT,
         }
     }
@@ -288,6 +291,25 @@ impl<'a> Loader<'a> {
         let matrix = Arc::new(matrix);
         self.gpu_matrices.insert(key, Arc::clone(&matrix));
         Ok(matrix)
+    }
+
+    /// The routed experts of the module at `path` on a GPU, one copy for all operators that ask there.
+    ///
+    /// # Errors
+    /// What the GPU refuses, or `weights` is refused.
+    pub fn experts_on(
+        &mut self,
+        path: &str,
+        gpu: &Gpu,
+        weights: impl FnOnce() -> Result<GpuExperts, OpError>,
+    ) -> Result<Arc<GpuExperts>, OpError> {
+        let key = (gpu.index(), path.to_owned());
+        if let Some(experts) = self.gpu_experts.get(&key) {
+            return Ok(Arc::clone(experts));
+        }
+        let experts = Arc::new(weights()?);
+        self.gpu_experts.insert(key, Arc::clone(&experts));
+        Ok(experts)
     }
 
     /// The weights.

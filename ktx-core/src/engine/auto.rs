@@ -2,6 +2,8 @@
 
 use std::num::NonZeroUsize;
 
+use ktx_kernels::cuda;
+use ktx_kernels::cuda::Gpu;
 use ktx_kernels::kv::KvType;
 use ktx_models::ModelDescription;
 use ktx_ops::WeightStore;
@@ -25,6 +27,16 @@ pub struct AutoPlacement {
 }
 
 impl AutoPlacement {
+    /// What this machine has: the free memory of its first GPU. None without a GPU.
+    pub fn on_this_machine() -> Option<Self> {
+        let gpu = Gpu::open(0).ok()?;
+        let (free, _) = gpu.memory().ok()?;
+        Some(Self {
+            gpu_memory: vec![free as u64],
+            ..Self::default()
+        })
+    }
+
     /// The placement of a model.
     pub(super) fn place(
         &self,
@@ -41,7 +53,7 @@ impl AutoPlacement {
         let threads = NonZeroUsize::new(settings.threads).unwrap_or(NonZeroUsize::MIN);
         let machine = self.machine.clone().unwrap_or_else(|| Machine {
             cpu: measure::cpu_speed(threads),
-            gpu: GpuSpeed::TYPICAL,
+            gpu: gpu_speed(),
         });
         let request = Request {
             budget: Budget {
@@ -58,5 +70,19 @@ impl AutoPlacement {
             machine,
         };
         Ok(place(description, store, &request)?)
+    }
+}
+
+/// The first GPU's speed, from what the driver says of its memory; without one, a typical one's.
+fn gpu_speed() -> GpuSpeed {
+    /// Part of the nominal bandwidth that kernels reach.
+    const REACHED: f64 = 0.8;
+    let nominal = cuda::device(0).map_or(0, |gpu| gpu.nominal_bandwidth);
+    match nominal {
+        0 => GpuSpeed::TYPICAL,
+        nominal => GpuSpeed {
+            bandwidth: nominal as f64 * REACHED,
+            ..GpuSpeed::TYPICAL
+        },
     }
 }

@@ -38,6 +38,10 @@ const DEFAULT_CONTEXT: usize = 8192;
 const DEFAULT_CHUNK: usize = 512;
 /// Sessions whose full context fits at once, if not set.
 const DEFAULT_SESSIONS: usize = 4;
+/// The same with a GPU, whose memory is taken at once.
+const GPU_SESSIONS: usize = 1;
+/// Prompt tokens of one step with a GPU, which is fast with many.
+const GPU_CHUNK: usize = 2048;
 
 /// Where rules come from.
 #[derive(Debug, Clone, Default)]
@@ -166,7 +170,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Threads of the host, from 1; if not set, as many as this process may use.
+    /// Threads of the host, from 1; if not set, as many as this process may use, and one fewer where a GPU
+    /// takes part, which one thread drives.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self
@@ -178,13 +183,14 @@ impl EngineBuilder {
         self
     }
 
-    /// Prompt tokens of one forward call; if not set, 512.
+    /// Prompt tokens of one forward call; if not set, 512, and 2048 where a GPU takes part.
     pub fn chunk_size(mut self, tokens: usize) -> Self {
         self.chunk_size = Some(tokens);
         self
     }
 
-    /// Sessions whose full context fits at once; if not set, 4. Memory is taken as it is used.
+    /// Sessions whose full context fits at once; if not set, 4, and 1 where a GPU takes part. Main memory
+    /// is taken as it is used, a GPU's at once.
     pub fn sessions(mut self, sessions: usize) -> Self {
         self.sessions = Some(sessions);
         self
@@ -226,7 +232,7 @@ impl EngineBuilder {
         let mut weights = open(self.source, &self.safetensors)?;
         let description = describe_with(weights.gguf(), &|name| weights.shape(name))?;
         weights.take(&description.tree, &description.architecture)?;
-        let settings = Settings {
+        let mut settings = Settings {
             threads: positive(
                 "threads",
                 self.threads.unwrap_or(ThreadPool::default_threads().get()),
@@ -263,6 +269,14 @@ impl EngineBuilder {
         let mut plan = plan_model(&description.tree, &rules, &default_device, &weights)?;
         if self.mapping == DeviceMapping::AllOnCpu {
             plan.map_devices_to_cpu(registry);
+        }
+        let named = named_devices(&plan, registry)?;
+        if named.iter().any(|device| device.kind() == DeviceKind::Cuda) {
+            // What nobody set is set for a GPU.
+            let threads = self.threads.is_none().then_some(settings.threads - 1);
+            settings.threads = threads.map_or(settings.threads, |n| n.max(1));
+            settings.sessions = self.sessions.unwrap_or(GPU_SESSIONS);
+            settings.chunk_size = self.chunk_size.unwrap_or(GPU_CHUNK);
         }
         let report = check(
             &plan,

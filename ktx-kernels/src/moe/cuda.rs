@@ -104,6 +104,11 @@ impl Chunk {
     }
 }
 
+/// Tiles of `tile_tokens` that `slots` choices of `experts` experts can fill at most.
+fn max_tiles(experts: usize, slots: usize, tile_tokens: usize) -> usize {
+    slots / tile_tokens + experts.min(slots)
+}
+
 impl GpuExperts {
     /// Copies the experts to the GPU; complete when the call returns.
     ///
@@ -152,7 +157,16 @@ impl GpuExperts {
 
     /// Floats of scratch for up to `tokens` tokens with `top_k` experts each.
     pub fn scratch_floats(&self, tokens: usize, top_k: usize) -> usize {
-        self.places(tokens.min(CHUNK_TOKENS), top_k).end
+        Self::scratch_floats_of(self.sizes(), tokens, top_k)
+    }
+
+    /// The same for experts that are not made yet: `[experts, hidden, intermediate]`.
+    pub fn scratch_floats_of(sizes: [usize; 3], tokens: usize, top_k: usize) -> usize {
+        Self::places_of(sizes, tokens.min(CHUNK_TOKENS), top_k).end
+    }
+
+    fn sizes(&self) -> [usize; 3] {
+        [self.experts, self.hidden_size(), self.intermediate_size()]
     }
 
     /// The weighted sum of the chosen experts' results for `x` `[tokens, hidden]`, plus `residual`, to `out`
@@ -241,7 +255,11 @@ impl GpuExperts {
     }
 
     fn places(&self, tokens: usize, top_k: usize) -> Places {
-        let (hidden, intermediate) = (self.hidden_size(), self.intermediate_size());
+        Self::places_of(self.sizes(), tokens, top_k)
+    }
+
+    fn places_of(sizes: [usize; 3], tokens: usize, top_k: usize) -> Places {
+        let [experts, hidden, intermediate] = sizes;
         let slots = tokens * top_k;
         let mut end = 0;
         let mut place = |floats: usize| {
@@ -255,17 +273,12 @@ impl GpuExperts {
             h_halves: place(Halves::floats(slots, intermediate)),
             // Holds up's results where gate's are of another type.
             y: place(slots * hidden.max(intermediate)),
-            starts: place(self.experts + 1),
+            starts: place(experts + 1),
             order: place(slots),
             positions: place(slots),
-            tiles: place(4 * self.max_tiles(slots, 64)),
+            tiles: place(4 * max_tiles(experts, slots, 64)),
             end,
         }
-    }
-
-    /// Tiles of `tile_tokens` that `slots` choices can fill at most.
-    fn max_tiles(&self, slots: usize, tile_tokens: usize) -> usize {
-        slots / tile_tokens + self.experts.min(slots)
     }
 
     fn stack(&self, rows: &DeviceRows, index: usize) -> Stack {
@@ -370,7 +383,7 @@ impl GpuExperts {
             true => 128,
             false => 64,
         };
-        let tiles = self.max_tiles(slots, tile_tokens);
+        let tiles = max_tiles(self.experts, slots, tile_tokens);
         self.sort(&chunk, &places, at(0), tile_tokens, tiles)?;
 
         let x = Halves::convert(gpu, chunk.x, at(places.x))?;

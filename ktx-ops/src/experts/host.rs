@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use ktx_kernels::device::Device;
 use ktx_kernels::linear::WeightRows;
+use ktx_kernels::moe::cuda::{GpuExperts, GpuRouting};
 use ktx_kernels::moe::{self, ExpertBiases, ExpertStack, MoeWeights, Routing};
-use ktx_kernels::workspace::Act;
+use ktx_kernels::workspace::{Act, Workspace};
 use serde::{Deserialize, Serialize};
 
 use super::adapted::{AdaptedExperts, HostWeights, Routed};
 use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::gpu::{OnGpus, gpus, refused};
 use crate::kwargs::{KwargDoc, KwargSet};
 use crate::linear::{Arithmetic, kernel_error};
 use crate::lora::{AdapterId, Attachment};
@@ -91,6 +93,7 @@ pub struct HostExperts {
     arithmetic: Arithmetic,
     out_device: Option<Device>,
     loaded: Option<Arc<Loaded>>,
+    on_gpus: OnGpus<Arc<GpuExperts>>,
     adapted: AdaptedExperts,
 }
 
@@ -143,8 +146,37 @@ impl HostExperts {
             arithmetic,
             out_device,
             loaded: None,
+            on_gpus: OnGpus::default(),
             adapted: AdaptedExperts::default(),
         })))
+    }
+
+    /// Number of experts, values of a token, values between the projections.
+    fn sizes(&self) -> [usize; 3] {
+        let spec = &self.spec;
+        [
+            spec.num_experts,
+            spec.hidden_size,
+            spec.moe_intermediate_size,
+        ]
+    }
+
+    /// All experts of these rows on the GPU that holds them and the rows.
+    fn run_on_gpu(&self, cx: &mut Forward<'_>, rows: &Routed) -> Result<(), OpError> {
+        let device = rows.x.device();
+        let experts = self.on_gpus.get(&self.path, device)?;
+        let precision = self.arithmetic.precision(cx.precision);
+        cx.scoped(|cx| {
+            let floats = experts.scratch_floats(rows.x.rows(), rows.ids.cols());
+            let scratch = cx.alloc(device, 1, floats)?;
+            let [x, ids, weights, out, scratch] =
+                [rows.x, rows.ids, rows.weights, rows.out, scratch]
+                    .map(|act| cx.workspace.matrix(act));
+            let routing = GpuRouting { ids, weights };
+            experts
+                .forward(x, routing, None, out, precision, scratch)
+                .map_err(refused)
+        })
     }
 
     fn loaded(&self) -> Result<&Arc<Loaded>, OpError> {
@@ -202,9 +234,27 @@ impl Loaded {
             weights,
             out,
         } = *rows;
+        let precision = self.arithmetic.precision(cx.precision);
+        self.with_weights(|all| {
+            let top_k = ids.cols();
+            let ([x, ids, weights], [out]) = cx.workspace.views([x, ids, weights], [out]);
+            let routing = Routing {
+                ids: bytemuck::cast_slice(ids),
+                weights,
+                top_k,
+            };
+            moe::forward(cx.pool, all, x, routing, out, cx.moe, precision)
+                .map_err(|e| kernel_error(&self.path, e))
+        })
+    }
+
+    /// Calls `body` with the weights as the kernels take them.
+    fn with_weights<T>(
+        &self,
+        body: impl FnOnce(&MoeWeights<'_>) -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
         let error = |e: &dyn std::fmt::Display| kernel_error(&self.path, e);
         let tensors = &self.tensors;
-        let precision = self.arithmetic.precision(cx.precision);
         let separate = separate_rows(tensors).map_err(|e| error(&e))?;
         let [gate, up, down] = std::array::from_fn(|i| {
             let (rows, cols) = self.shapes()[i];
@@ -225,14 +275,7 @@ impl Loaded {
             let biases = ExpertBiases { gate, up, down };
             all = all.with_biases(biases).map_err(|e| error(&e))?;
         }
-        let top_k = ids.cols();
-        let ([x, ids, weights], [out]) = cx.workspace.views([x, ids, weights], [out]);
-        let routing = Routing {
-            ids: bytemuck::cast_slice(ids),
-            weights,
-            top_k,
-        };
-        moe::forward(cx.pool, &all, x, routing, out, cx.moe, precision).map_err(|e| error(&e))
+        body(&all)
     }
 }
 
@@ -276,18 +319,25 @@ impl KModule for HostExperts {
             let values = |tensor| floats(&self.path, tensor);
             biases = Some([values(&gate)?, values(&up)?, values(&down)?]);
         }
-        self.loaded = Some(Arc::new(Loaded {
+        let loaded = Loaded {
             path: self.path.clone(),
             spec: self.spec.clone(),
             arithmetic: self.arithmetic,
             tensors,
             biases,
-        }));
+        };
+        self.on_gpus = OnGpus::load(&self.path, self.placement, |gpu| {
+            loader.experts_on(&self.path, gpu, || {
+                loaded.with_weights(|all| GpuExperts::upload(gpu, all).map_err(refused))
+            })
+        })?;
+        self.loaded = Some(Arc::new(loaded));
         Ok(())
     }
 
     fn unload(&mut self) {
         self.loaded = None;
+        self.on_gpus = OnGpus::default();
     }
 
     fn holding(&self) -> Vec<Holding> {
@@ -308,7 +358,17 @@ impl KModule for HostExperts {
     }
 
     fn scratch(&self, capacity: Capacity) -> usize {
-        self.adapted.scratch(&self.spec, capacity.tokens)
+        let on_gpu = match gpus(self.placement).next() {
+            Some(_) => {
+                let floats =
+                    GpuExperts::scratch_floats_of(self.sizes(), capacity.tokens, self.spec.top_k);
+                Workspace::values_for(1, floats)
+            }
+            None => 0,
+        };
+        self.adapted
+            .scratch(&self.spec, capacity.tokens)
+            .max(on_gpu)
     }
 }
 
@@ -327,6 +387,9 @@ impl Experts for HostExperts {
             weights,
             out,
         };
+        if cx.gpu(x).is_some() {
+            return self.run_on_gpu(cx, &rows);
+        }
         if cx.is_recording() {
             let experts = Arc::clone(self.loaded()?);
             return cx.turn_of_host(Arc::new(ExpertsTask { experts, rows }));

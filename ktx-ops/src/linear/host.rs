@@ -13,7 +13,9 @@ use super::{Arithmetic, gpu_scratch, kernel_error, multiply, multiply_on_gpu};
 use crate::build::{BuildArgs, OpError, Operator, Placement, WeightStore};
 use crate::gpu::{OnGpus, upload};
 use crate::kwargs::{KwargDoc, KwargSet, NoKwargs};
-use crate::module::{Capacity, DeviceWeights, Forward, Holding, HostMatrix, KModule, Linear, Loader, Phase};
+use crate::module::{
+    Capacity, DeviceWeights, Forward, Holding, HostMatrix, KModule, Linear, Loader, Phase,
+};
 use crate::register_operator;
 use crate::spec::{LinearSource, LinearSpec, Spec};
 use crate::tree::Module;

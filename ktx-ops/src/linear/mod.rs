@@ -60,7 +60,12 @@ pub fn forward_joined<const N: usize>(
     if cx.gpu(x).is_some() {
         let matrices = ops.map(|op| op.gpu_matrix(x.device(), cx.phase));
         if matrices.iter().all(Option::is_some) {
-            return multiply_joined_on_gpu(cx, matrices.map(|m| m.expect("all are there")), x, outs);
+            return multiply_joined_on_gpu(
+                cx,
+                matrices.map(|m| m.expect("all are there")),
+                x,
+                outs,
+            );
         }
     }
     let matrices = ops.map(|op| op.host_matrix(cx.phase));

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::build::{BuildArgs, OpError, Operator};
 use crate::inner::{build_inner, of_phase};
 use crate::kwargs::{KwargDoc, KwargSet};
-use crate::module::{Capacity, DeviceWeights, Forward, HostMatrix, KModule, Linear, Phase, largest_scratch};
+use crate::module::{
+    Capacity, DeviceWeights, Forward, HostMatrix, KModule, Linear, Phase, largest_scratch,
+};
 use crate::register_operator;
 
 /// Arguments of `KTransformersLinear`; the rest go to the two operators.
