@@ -7,6 +7,9 @@ use crate::error::CliError;
 /// What messages and `ktx bench` call the built-in model.
 pub(crate) const NAME: &str = "built-in model";
 
+/// What clients of a server call it.
+pub(crate) const SHORT_NAME: &str = "pip-17m";
+
 /// What `ktx --version` prints: the version, and the notice that travels with the built-in model.
 #[cfg(ktx_builtin_model)]
 pub(crate) const LONG_VERSION: &str = concat!(

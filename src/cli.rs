@@ -6,7 +6,7 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use ktx_core::EngineError;
 
 use crate::commands::{
-    bench, chat, completions, devices, inspect, operators, perplexity, plan, rules, run,
+    bench, chat, completions, devices, inspect, operators, perplexity, plan, rules, run, serve,
 };
 use crate::error::CliError;
 use crate::{builtin, notes};
@@ -34,6 +34,7 @@ struct Cli {
 enum Command {
     Chat(chat::ChatArgs),
     Run(run::RunArgs),
+    Serve(serve::ServeArgs),
     Inspect(inspect::InspectArgs),
     Plan(plan::PlanArgs),
     Bench(bench::BenchArgs),
@@ -72,6 +73,7 @@ pub fn run() -> ExitCode {
     exit_code(match &cli.command {
         Command::Chat(args) => chat::run(args),
         Command::Run(args) => run::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Bench(args) => bench::run(args),

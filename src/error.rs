@@ -16,6 +16,9 @@ pub enum CliError {
     /// The library.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The server.
+    #[error(transparent)]
+    Server(#[from] ktx_server::ServerError),
     /// A measurement of perplexity.
     #[error(transparent)]
     Perplexity(#[from] PerplexityError),

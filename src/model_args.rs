@@ -152,6 +152,16 @@ impl ModelSource {
         }
     }
 
+    /// What clients of a server call the model: its file's name without the extension.
+    pub(crate) fn short_name(&self) -> String {
+        let path = self.model.as_ref().or(self.gguf_path.as_ref());
+        let name = path.and_then(|path| path.file_stem());
+        name.map_or_else(
+            || crate::builtin::SHORT_NAME.to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        )
+    }
+
     /// Settings of an engine for this model.
     pub(crate) fn builder(&self) -> Result<EngineBuilder, CliError> {
         let builder = match self.model.as_ref().or(self.gguf_path.as_ref()) {

@@ -24,6 +24,7 @@
 pub mod chat;
 pub mod engine;
 pub mod error;
+pub mod grammar;
 pub mod inject;
 pub mod memory;
 pub mod model_files;

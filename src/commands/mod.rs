@@ -14,3 +14,4 @@ mod plan_source;
 pub(crate) mod rules;
 pub(crate) mod rules_check;
 pub(crate) mod run;
+pub(crate) mod serve;

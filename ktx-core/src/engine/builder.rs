@@ -119,6 +119,7 @@ pub struct EngineBuilder {
     context: Option<usize>,
     chunk_size: Option<usize>,
     sessions: Option<usize>,
+    cache_tokens: Option<usize>,
     precision: Precision,
     kv_type: Option<KvType>,
     memory: MemoryCheck,
@@ -196,6 +197,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Tokens that the cache of all sessions and requests holds together, one context at least; if not set,
+    /// that of [`EngineBuilder::sessions`].
+    pub fn cache_tokens(mut self, tokens: usize) -> Self {
+        self.cache_tokens = Some(tokens);
+        self
+    }
+
     /// How products take their activations; [`Precision::F32`] is for debugging an operator.
     pub fn precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
@@ -232,18 +240,23 @@ impl EngineBuilder {
         let mut weights = open(self.source, &self.safetensors)?;
         let description = describe_with(weights.gguf(), &|name| weights.shape(name))?;
         weights.take(&description.tree, &description.architecture)?;
+        let context = positive(
+            "context",
+            self.context
+                .unwrap_or(description.context_length.min(DEFAULT_CONTEXT)),
+        )?;
+        let sessions = match self.cache_tokens {
+            Some(tokens) => positive("cache_tokens", tokens)?.div_ceil(context),
+            None => self.sessions.unwrap_or(DEFAULT_SESSIONS),
+        };
         let mut settings = Settings {
             threads: positive(
                 "threads",
                 self.threads.unwrap_or(ThreadPool::default_threads().get()),
             )?,
-            context: positive(
-                "context",
-                self.context
-                    .unwrap_or(description.context_length.min(DEFAULT_CONTEXT)),
-            )?,
+            context,
             chunk_size: positive("chunk_size", self.chunk_size.unwrap_or(DEFAULT_CHUNK))?,
-            sessions: positive("sessions", self.sessions.unwrap_or(DEFAULT_SESSIONS))?,
+            sessions: positive("sessions", sessions)?,
             precision: self.precision,
             kv_type: self.kv_type.unwrap_or(match self.precision {
                 Precision::F32 => KvType::F32,
@@ -569,6 +582,7 @@ impl PlannedModel {
                 runtime: Mutex::new(runtime),
                 default_adapters: self.adapters.active(),
                 adapters: Mutex::new(self.adapters),
+                trie: std::sync::OnceLock::new(),
             }),
         })
     }

@@ -9,7 +9,7 @@ mod runtime;
 mod steps;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use ktx_kernels::device::Device;
 use ktx_kernels::workspace::Transfers;
@@ -26,6 +26,7 @@ pub(crate) use runtime::{Runtime, pages_for};
 
 use crate::chat::ChatTemplate;
 use crate::error::EngineError;
+use crate::grammar::TokenTrie;
 use crate::inject::InjectReport;
 use crate::plan::Plan;
 use crate::session::Session;
@@ -48,6 +49,8 @@ pub(crate) struct Inner {
     pub(crate) adapters: Mutex<AdapterSet>,
     /// What a new session begins with: the adapters that the engine was made with.
     pub(crate) default_adapters: Arc<[ActiveAdapter]>,
+    /// The vocabulary as grammars read it, made when it is first needed.
+    pub(crate) trie: OnceLock<TokenTrie>,
 }
 
 impl Engine {
@@ -169,6 +172,10 @@ impl Engine {
 }
 
 impl Inner {
+    pub(crate) fn trie(&self) -> &TokenTrie {
+        self.trie.get_or_init(|| TokenTrie::new(&self.tokenizer))
+    }
+
     pub(crate) fn runtime(&self) -> Result<MutexGuard<'_, Runtime>, EngineError> {
         self.runtime.lock().map_err(|_| EngineError::Poisoned)
     }

@@ -1,0 +1,134 @@
+//! A server, from its address to its end.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+
+use ktx_core::serving::Scheduler;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
+
+use crate::app::App;
+use crate::error::ServerError;
+use crate::plan::PlanView;
+use crate::settings::ServerSettings;
+use crate::{listen, routes};
+
+/// Threads that serve connections: they wait, mostly, and the engine needs the others.
+const THREADS: usize = 2;
+/// Threads that render templates and encode prompts.
+const BLOCKING_THREADS: usize = 16;
+
+/// A server that has its address.
+pub struct Server {
+    app: App,
+    runtime: Runtime,
+    listener: TcpListener,
+    address: SocketAddr,
+    stop: Arc<Notify>,
+}
+
+/// Stops a server from elsewhere.
+#[derive(Clone)]
+pub struct StopHandle(Arc<Notify>);
+
+impl StopHandle {
+    /// No more requests are taken; those that are there are answered.
+    pub fn stop(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl Server {
+    /// Takes an address. Connections wait until it runs.
+    ///
+    /// # Errors
+    /// [`ServerError`] if the address is none, or taken.
+    pub fn bind(
+        address: &str,
+        scheduler: Scheduler,
+        settings: ServerSettings,
+        plan: PlanView,
+    ) -> Result<Self, ServerError> {
+        let listen = |source| ServerError::Listen {
+            address: address.to_owned(),
+            source,
+        };
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("ktx-server")
+            .enable_all()
+            .build()
+            .map_err(ServerError::Start)?;
+        let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(listen)?.collect();
+        let listener = runtime
+            .block_on(TcpListener::bind(&addresses[..]))
+            .map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let plan = plan.with_engine(scheduler.engine(), &settings.model_name);
+        Ok(Self {
+            app: App::new(scheduler, settings, plan),
+            runtime,
+            listener,
+            address,
+            stop: Arc::new(Notify::new()),
+        })
+    }
+
+    /// Its address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What stops it.
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle(Arc::clone(&self.stop))
+    }
+
+    /// Serves until [`StopHandle::stop`], then answers what was asked by then.
+    pub fn run(self) {
+        let stop = Arc::clone(&self.stop);
+        self.serve(async move { stop.notified().await });
+    }
+
+    /// Serves until the process is told to end (Ctrl-C, SIGTERM), then answers what was asked by then.
+    ///
+    /// # Errors
+    /// [`ServerError::Start`] if the signals cannot be watched.
+    pub fn run_until_interrupted(self) -> Result<(), ServerError> {
+        let _inside = self.runtime.enter();
+        #[cfg(unix)]
+        let mut terminate = {
+            use tokio::signal::unix::{SignalKind, signal};
+            signal(SignalKind::terminate()).map_err(ServerError::Start)?
+        };
+        let stop = Arc::clone(&self.stop);
+        drop(_inside);
+        self.serve(async move {
+            #[cfg(unix)]
+            let terminated = terminate.recv();
+            #[cfg(not(unix))]
+            let terminated = std::future::pending::<()>();
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminated => {}
+                () = stop.notified() => {}
+            }
+        });
+        Ok(())
+    }
+
+    fn serve(self, stop: impl Future<Output = ()>) {
+        let Self {
+            app,
+            runtime,
+            listener,
+            ..
+        } = self;
+        let router = routes::router(&app);
+        runtime.block_on(listen::serve(app, router, listener, stop));
+        // Connections that did not end by now are closed.
+        runtime.shutdown_background();
+    }
+}
