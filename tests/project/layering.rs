@@ -3,12 +3,13 @@
 use crate::metadata::packages;
 
 /// All crates, lowest first.
-const LAYERS: [&str; 6] = [
+const LAYERS: [&str; 7] = [
     "ktx-gguf",
     "ktx-kernels",
     "ktx-ops",
     "ktx-models",
     "ktx-core",
+    "ktx-server",
     "ktx-cli",
 ];
 

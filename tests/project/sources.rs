@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use crate::metadata::root;
 
-const LIBRARIES: [&str; 5] = [
+const LIBRARIES: [&str; 6] = [
     "ktx-gguf",
     "ktx-kernels",
     "ktx-ops",
     "ktx-models",
     "ktx-core",
+    "ktx-server",
 ];
 
 /// All files below a directory with one of these extensions.
@@ -86,7 +87,7 @@ fn libraries_do_not_print() {
 
 #[test]
 fn libraries_above_the_kernels_forbid_unsafe_code() {
-    for library in ["ktx-ops", "ktx-models", "ktx-core"] {
+    for library in ["ktx-ops", "ktx-models", "ktx-core", "ktx-server"] {
         let text = fs::read_to_string(root().join(library).join("src/lib.rs")).expect("it has one");
         assert!(
             text.contains("#![forbid(unsafe_code)]"),
