@@ -7,7 +7,7 @@ use ktx_core::{Engine, Rules};
 
 use crate::metadata::root;
 
-const DOCUMENTS: [&str; 9] = [
+const DOCUMENTS: [&str; 11] = [
     "README.md",
     "docs/architecture.md",
     "docs/rules.md",
@@ -17,6 +17,8 @@ const DOCUMENTS: [&str; 9] = [
     "docs/models.md",
     "docs/performance.md",
     "docs/placement.md",
+    "docs/api.md",
+    "docs/deploy.md",
 ];
 
 fn documents() -> impl Iterator<Item = (PathBuf, String)> {

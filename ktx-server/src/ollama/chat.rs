@@ -68,7 +68,8 @@ pub(crate) struct OllamaChat {
 
 /// Continues a conversation.
 #[utoipa::path(post, path = "/api/chat", tag = "ollama", request_body = OllamaChat,
-    responses((status = 200, body = Value, content_type = "application/x-ndjson"), (status = 400, body = Value),
+    responses((status = 200, description = "Lines; one object if `stream` is false or there is nothing to answer",
+            content((Value = "application/x-ndjson"), (Value = "application/json"))), (status = 400, body = Value),
         (status = 404, body = Value), (status = 413, body = Value), (status = 429, body = Value)))]
 pub(crate) async fn chat(State(app): State<App>, body: Body) -> Response {
     let begin = Instant::now();

@@ -347,10 +347,10 @@ impl ChunkWriter {
         let mut lengths = vec![0; form.choices];
         let echo = &form.echo[number];
         if !echo.is_empty() {
-            for choice in 0..form.choices {
+            for (choice, length) in lengths.iter_mut().enumerate() {
                 let piece = piece(number * form.choices + choice, echo.clone());
                 self.chunk(vec![piece], None).await;
-                lengths[choice] = echo.chars().count();
+                *length = echo.chars().count();
             }
         }
         while let Some(update) = answers.next().await? {

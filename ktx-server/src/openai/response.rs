@@ -259,7 +259,7 @@ pub(crate) struct PromptDetails {
 
 impl UsageField {
     pub(super) fn new(totals: &Totals, with_speed: bool) -> Self {
-        let time = |time: std::time::Duration| with_speed.then(|| time.as_secs_f64());
+        let time = |time: std::time::Duration| with_speed.then_some(time.as_secs_f64());
         Self {
             prompt_tokens: totals.prompt_tokens,
             completion_tokens: totals.generated_tokens,

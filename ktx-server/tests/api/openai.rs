@@ -104,7 +104,9 @@ fn stop_texts_lengths_and_seeds_are_kept() {
     );
     let random = json!({"temperature": 2, "top_p": 1, "seed": 5, "n": 3, "max_tokens": 12});
     let texts = || -> Vec<String> {
-        let answer = server.chat(with(question("Tell me."), random.clone())).ok();
+        let answer = server
+            .chat(with(question("lamp of river seven"), random.clone()))
+            .ok();
         let choices = answer["choices"].as_array().expect("choices").clone();
         let text = |c: &Value| c["message"]["content"].as_str().expect("a text").to_owned();
         choices.iter().map(text).collect()
@@ -115,7 +117,7 @@ fn stop_texts_lengths_and_seeds_are_kept() {
     assert_ne!(first[0], first[1], "each choice has a seed of its own");
     let streamed = server
         .chat(with(
-            with(question("Tell me."), random),
+            with(question("lamp of river seven"), random),
             json!({"stream": true}),
         ))
         .events();
