@@ -36,17 +36,8 @@ struct Generate {
         const unsigned slot = position % PAGE_TOKENS;
         const __half* keys = page + (size_t)slot * k_width + kv_head * DK;
         const __half* values = page + (size_t)PAGE_TOKENS * k_width + (size_t)slot * v_width + kv_head * DV;
-#pragma unroll
-        for (int i = 0; i < DK / 16; i++) {
-            const unsigned chunk = i * 32 + lane, row = chunk / (DK / 8), at = chunk % (DK / 8) * 8;
-            copy_async(stage + row * KEY_ROW + at, keys + (size_t)row * k_width + at, position + row < end);
-        }
-        stage += GROUP_TOKENS * KEY_ROW;
-#pragma unroll
-        for (int i = 0; i < DV / 16; i++) {
-            const unsigned chunk = i * 32 + lane, row = chunk / (DV / 8), at = chunk % (DV / 8) * 8;
-            copy_async(stage + row * VALUE_ROW + at, values + (size_t)row * v_width + at, position + row < end);
-        }
+        copy_rows<DK, GROUP_TOKENS, 32>(stage, keys, k_width, end - position, lane);
+        copy_rows<DV, GROUP_TOKENS, 32>(stage + GROUP_TOKENS * KEY_ROW, values, v_width, end - position, lane);
     }
 
     static __device__ __forceinline__ void run(const float* q, const float* sinks, const __half* cache, float* out,
@@ -55,6 +46,7 @@ struct Generate {
                                                unsigned stages) {
         extern __shared__ float4 shared4[];
         __shared__ float maxima[MOST_WARPS][ENTRIES], sums[MOST_WARPS][ENTRIES];
+        __shared__ unsigned places[ENTRIES], last_seen[ENTRIES];
         __half* queries = reinterpret_cast<__half*>(shared4);  // [ENTRIES, KEY_ROW]
         const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         const unsigned kv_head = blockIdx.y, split = blockIdx.z, group = heads / kv_heads;
@@ -64,45 +56,53 @@ struct Generate {
         const Span span = span_of(tile, group, window, splits, split, LEAST_PAGES);
         if (span.begin >= span.end) return;
 
-        const unsigned step = warps * GROUP_TOKENS;
-        unsigned fetched = span.begin + warp * GROUP_TOKENS;
-        for (unsigned s = 0; s + 1 < stages; s++, fetched += step) {
-            if (fetched < span.end) fetch(ring + s * STAGE, cache, tile, fetched, span.end, kv_heads, kv_head, lane);
+        const unsigned step = warps * GROUP_TOKENS, first = span.begin + warp * GROUP_TOKENS;
+        unsigned fetched = first, to_fetch = 0;
+        auto fetch_next = [&]() {
+            if (fetched < span.end) fetch(ring + to_fetch * STAGE, cache, tile, fetched, span.end, kv_heads, kv_head, lane);
             commit_copies();
+            fetched += step;
+            to_fetch = to_fetch + 1 == stages ? 0 : to_fetch + 1;
+        };
+        fetch_next();
+        // What needs a division, once for each entry.
+        if (threadIdx.x < ENTRIES) {
+            const unsigned e = min(threadIdx.x, tile.entries - 1);
+            places[threadIdx.x] = head_of(tile, e, group, heads, kv_head);
+            last_seen[threadIdx.x] = limit_of(tile, e, group);
         }
+        __syncthreads();
+#pragma unroll 2
         for (unsigned i = threadIdx.x; i < ENTRIES * DK / 4; i += blockDim.x) {
             const unsigned e = i / (DK / 4), at = i % (DK / 4) * 4;
             float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (e < tile.entries)
-                x = *reinterpret_cast<const float4*>(q + head_of(tile, e, group, heads, kv_head) * DK + at);
+            if (e < tile.entries) x = *reinterpret_cast<const float4*>(q + (size_t)places[e] * DK + at);
             const float f = scale * LOG2_E;
             *reinterpret_cast<uint2*>(queries + e * KEY_ROW + at) = make_uint2(pack(x.x * f, x.y * f), pack(x.z * f, x.w * f));
         }
         __syncthreads();
 
         // This thread's rows of the 16 x 8 results: entries `lane / 4` and 8 further.
-        const unsigned limits[2] = {limit_of(tile, min(lane / 4, tile.entries - 1), group),
-                                    limit_of(tile, min(lane / 4 + 8, tile.entries - 1), group)};
+        const unsigned limits[2] = {last_seen[lane / 4], last_seen[lane / 4 + 8]};
         float highest[2] = {-KTX_INFINITY, -KTX_INFINITY}, sum[2] = {0.0f, 0.0f};
         float acc[DV / 8][4] = {};
-        unsigned stage = 0;
-        for (unsigned position = span.begin + warp * GROUP_TOKENS; position < span.end; position += step) {
+        unsigned stage = 0, ahead = 1;
+        for (unsigned position = first; position < span.end;) {
             __syncwarp();
-            if (fetched < span.end) {
-                const unsigned free = stage == 0 ? stages - 1 : stage - 1;
-                fetch(ring + free * STAGE, cache, tile, fetched, span.end, kv_heads, kv_head, lane);
-            }
-            fetched += step;
-            commit_copies();
+            fetch_next();
+            // One place for the copies, so that the code is short: the first rounds only fill the ring.
+            if (++ahead < stages) continue;
             if (stages == 2) await_copies<1>();
             else if (stages == 3) await_copies<2>();
             else await_copies<3>();
             __syncwarp();
             const __half *keys = ring + stage * STAGE, *values = keys + GROUP_TOKENS * KEY_ROW;
             stage = stage + 1 == stages ? 0 : stage + 1;
+            const unsigned at_first = position;
+            position += step;
 
             float scores[2][4] = {};
-#pragma unroll
+#pragma unroll 4
             for (int k = 0; k < DK / 16; k++) {
                 unsigned a[4], b[4];
                 load_matrices(a, queries + (lane % 16) * KEY_ROW + k * 16 + lane / 16 * 8);
@@ -115,8 +115,8 @@ struct Generate {
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const unsigned at = position + n * 8 + lane % 4 * 2 + i % 2;
-                    if (at >= span.end || !sees(limits[i / 2], at, window)) scores[n][i] = -KTX_INFINITY;
+                    const unsigned at = at_first + n * 8 + lane % 4 * 2 + i % 2;
+                    scores[n][i] = (at < span.end) & sees(limits[i / 2], at, window) ? scores[n][i] : -KTX_INFINITY;
                     most[i / 2] = fmaxf(most[i / 2], scores[n][i]);
                 }
             float rescale[2];
@@ -150,19 +150,19 @@ struct Generate {
             }
         }
         await_copies<0>();
-        join_warps(acc, highest, sum, maxima, sums, tile, sinks, out,
-                   part_of(scratch, ENTRIES, DV, gridDim.x, blockIdx.x, kv_heads, kv_head, splits, split), group,
-                   heads, kv_head, span.used == 1);
-        if (span.used > 1) join_parts(tile, sinks, out, part_of(scratch, ENTRIES, DV, gridDim.x, blockIdx.x, kv_heads, kv_head, splits, 0), group, heads, kv_head, span.used);
+        join_warps(acc, highest, sum, maxima, sums, places, tile, sinks, out,
+                   part_of(scratch, ENTRIES, DV, gridDim.x, blockIdx.x, kv_heads, kv_head, splits, split), heads,
+                   span.used == 1);
+        if (span.used > 1) join_parts(tile, sinks, out, part_of(scratch, ENTRIES, DV, gridDim.x, blockIdx.x, kv_heads, kv_head, splits, 0), places, heads, span.used);
     }
 
     // The warps' results, through shared memory, to `out` or to this block's part.
     static __device__ __forceinline__ void join_warps(const float (&acc)[DV / 8][4], const float (&highest)[2],
                                                       float (&sum)[2], float (&maxima)[MOST_WARPS][ENTRIES],
-                                                      float (&sums)[MOST_WARPS][ENTRIES], const Tile& tile,
+                                                      float (&sums)[MOST_WARPS][ENTRIES],
+                                                      const unsigned (&places)[ENTRIES], const Tile& tile,
                                                       const float* sinks, float* out, const Parts& parts,
-                                                      unsigned group, unsigned heads, unsigned kv_head,
-                                                      bool whole) {
+                                                      unsigned heads, bool whole) {
         extern __shared__ float4 shared4[];
         constexpr int ROW = DV + 4;
         float* meeting = reinterpret_cast<float*>(shared4);  // [warps, ENTRIES, ROW]
@@ -185,11 +185,14 @@ struct Generate {
                 *reinterpret_cast<float2*>(mine + (lane / 4 + 8 * r) * ROW + d * 8 + lane % 4 * 2) =
                     make_float2(acc[d][2 * r], acc[d][2 * r + 1]);
         __syncthreads();
+#pragma unroll 1
         for (unsigned i = threadIdx.x; i < tile.entries * (DV / 4); i += blockDim.x) {
             const unsigned e = i / (DV / 4), at = i % (DV / 4) * 4;
             float most = -KTX_INFINITY, total = 0.0f;
+#pragma unroll 1
             for (unsigned w = 0; w < warps; w++) most = fmaxf(most, maxima[w][e]);
             float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 4
             for (unsigned w = 0; w < warps; w++) {
                 const float f = fast_exp2(maxima[w][e] - base_of(most));
                 const float4 v = *reinterpret_cast<const float4*>(meeting + (w * ENTRIES + e) * ROW + at);
@@ -201,9 +204,9 @@ struct Generate {
                 if (at == 0) parts.sums[2 * e] = most, parts.sums[2 * e + 1] = total;
                 continue;
             }
-            const size_t head = head_of(tile, e, group, heads, kv_head);
+            const size_t head = places[e];
             float f;
-            add_sink(sinks, head % heads, most, total, f);
+            add_sink(sinks, (unsigned)head % heads, most, total, f);
             f /= total;
             *reinterpret_cast<float4*>(out + head * DV + at) = make_float4(value.x * f, value.y * f, value.z * f, value.w * f);
         }
@@ -211,7 +214,7 @@ struct Generate {
 
     // The last block of a tile adds up what all have left.
     static __device__ __forceinline__ void join_parts(const Tile& tile, const float* sinks, float* out, const Parts& parts,
-                                                      unsigned group, unsigned heads, unsigned kv_head, unsigned used) {
+                                                      const unsigned (&places)[ENTRIES], unsigned heads, unsigned used) {
         extern __shared__ float4 shared4[];
         __shared__ bool last;
         float* factors = reinterpret_cast<float*>(shared4);  // [used, ENTRIES]
@@ -219,17 +222,20 @@ struct Generate {
         __threadfence();
         __syncthreads();
         if (threadIdx.x == 0) {
-            const unsigned before = atomicInc(arrived + blockIdx.x * gridDim.y + kv_head, used - 1);
+            const unsigned before = atomicInc(arrived + blockIdx.x * gridDim.y + blockIdx.y, used - 1);
             last = before == used - 1;
         }
         __syncthreads();
         if (!last) return;
         __threadfence();
+#pragma unroll 1
         for (unsigned e = warp; e < tile.entries; e += warps) {
             const float2* left = reinterpret_cast<const float2*>(parts.sums) + e;
             float most = -KTX_INFINITY, total = 0.0f, rescale;
+#pragma unroll 1
             for (unsigned p = lane; p < used; p += 32) most = fmaxf(most, __ldcg(left + p * ENTRIES).x);
             most = warp_max(most);
+#pragma unroll 1
             for (unsigned p = lane; p < used; p += 32) {
                 const float2 of_part = __ldcg(left + p * ENTRIES);
                 const float f = fast_exp2(of_part.x - base_of(most));
@@ -237,22 +243,30 @@ struct Generate {
                 factors[p * ENTRIES + e] = f;
             }
             total = warp_sum(total);
-            add_sink(sinks, kv_head * group + (tile.entry + e) % group, most, total, rescale);
+            add_sink(sinks, places[e] % heads, most, total, rescale);
             rescale /= total;
+#pragma unroll 1
             for (unsigned p = lane; p < used; p += 32) factors[p * ENTRIES + e] *= rescale;
         }
         __syncthreads();
+#pragma unroll 1
         for (unsigned i = threadIdx.x; i < tile.entries * (DV / 4); i += blockDim.x) {
             const unsigned e = i / (DV / 4), at = i % (DV / 4) * 4;
             const float4* left = reinterpret_cast<const float4*>(parts.values + (size_t)e * DV + at);
             float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 16
-            for (unsigned p = 0; p < used; p++) {
-                const float4 v = __ldcg(left + p * (ENTRIES * DV / 4));
-                const float f = factors[p * ENTRIES + e];
-                value.x += v.x * f, value.y += v.y * f, value.z += v.z * f, value.w += v.w * f;
+#pragma unroll 1
+            for (unsigned first = 0; first < used; first += 8) {
+                float4 v[8];
+#pragma unroll
+                for (int p = 0; p < 8; p++)
+                    v[p] = __ldcg(left + min(first + p, used - 1) * (ENTRIES * DV / 4));
+#pragma unroll
+                for (int p = 0; p < 8; p++) {
+                    const float f = first + p < used ? factors[(first + p) * ENTRIES + e] : 0.0f;
+                    value.x += v[p].x * f, value.y += v[p].y * f, value.z += v[p].z * f, value.w += v[p].w * f;
+                }
             }
-            *reinterpret_cast<float4*>(out + head_of(tile, e, group, heads, kv_head) * DV + at) = value;
+            *reinterpret_cast<float4*>(out + (size_t)places[e] * DV + at) = value;
         }
     }
 };

@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
     }
     sum = warp_sum(sum);
     const size_t head = head_of(tile, entry, group, heads, kv_head);
-    add_sink(sinks, head % heads, highest, sum, rescale);
+    add_sink(sinks, (unsigned)head % heads, highest, sum, rescale);
     rescale /= sum;
     __syncthreads();
 

@@ -51,15 +51,20 @@ struct Latent {
 
     static __device__ __forceinline__ void load_queries(__half* to, const Tile& tile, const float* q, const float* q_tail,
                                                         unsigned heads, unsigned tail_stride, unsigned tail_offset, float factor) {
-        for (unsigned i = threadIdx.x; i < M * WIDTH / 2; i += THREADS) {
-            const unsigned e = i / (WIDTH / 2), at = i % (WIDTH / 2) * 2;
-            float2 x = make_float2(0.0f, 0.0f);
-            if (e < tile.entries) {
-                const size_t head = head_of(tile, e, heads, heads, 0);
-                const float* tail = q_tail + head * tail_stride + tail_offset + at - COMPRESSED;
-                x = at < COMPRESSED ? *reinterpret_cast<const float2*>(q + head * COMPRESSED + at) : make_float2(tail[0], tail[1]);
-            }
-            *reinterpret_cast<unsigned*>(to + e * ROW + at) = pack(x.x * factor, x.y * factor);
+        // With one KV head the entries of a tile are the heads of its tokens in a row. Missing ones are read
+        // as the last, whose results nobody takes; several loads are under way at once.
+#pragma unroll 8
+        for (unsigned i = threadIdx.x; i < M * COMPRESSED / 4; i += THREADS) {
+            const unsigned e = i / (COMPRESSED / 4), at = i % (COMPRESSED / 4) * 4;
+            const size_t head = head_of(tile, 0, heads, heads, 0) + min(e, tile.entries - 1);
+            const float4 x = *reinterpret_cast<const float4*>(q + head * COMPRESSED + at);
+            *reinterpret_cast<uint2*>(to + e * ROW + at) = make_uint2(pack(x.x * factor, x.y * factor), pack(x.z * factor, x.w * factor));
+        }
+#pragma unroll 8
+        for (unsigned i = threadIdx.x; i < M * ROTATED; i += THREADS) {
+            const unsigned e = i / ROTATED, at = i % ROTATED;
+            const size_t head = head_of(tile, 0, heads, heads, 0) + min(e, tile.entries - 1);
+            to[e * ROW + COMPRESSED + at] = __float2half_rn(q_tail[head * tail_stride + tail_offset + at] * factor);
         }
     }
 
@@ -69,25 +74,38 @@ struct Latent {
         const __half* left = queries + (lane % 16) * ROW + lane / 16 * 8;
         if (GROUPS == 2) {
             const __half* right = keys + (lane / 16 * 8 + lane % 8) * ROW + lane / 8 % 2 * 8;
+            // Two chains of sums for each group, since a multiplication takes longer than its issue.
+            float odd[GROUPS][4] = {};
 #pragma unroll 6
-            for (int k = 0; k < WIDTH / 16; k++) {
-                unsigned a[4], b[4];
+            for (int k = 0; k < WIDTH / 16; k += 2) {
+                unsigned a[4], b[4], c[4], d[4];
                 load_matrices(a, left + k * 16);
                 load_matrices(b, right + k * 16);
+                load_matrices(c, left + k * 16 + 16);
+                load_matrices(d, right + k * 16 + 16);
                 multiply(scores[0], a, b[0], b[1]);
                 multiply(scores[GROUPS - 1], a, b[2], b[3]);
+                multiply(odd[0], c, d[0], d[1]);
+                multiply(odd[GROUPS - 1], c, d[2], d[3]);
             }
+#pragma unroll
+            for (int g = 0; g < GROUPS; g++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) scores[g][i] += odd[g][i];
         } else {
             const __half* right = keys + lane % 8 * ROW + lane / 8 * 8;
-#pragma unroll 3
+            float odd[4] = {};
+#pragma unroll 6
             for (int k = 0; k < WIDTH / 16; k += 2) {
-                unsigned a[4], b[4];
+                unsigned a[4], b[4], c[4];
                 load_matrices(b, right + k * 16);
                 load_matrices(a, left + k * 16);
+                load_matrices(c, left + k * 16 + 16);
                 multiply(scores[0], a, b[0], b[1]);
-                load_matrices(a, left + k * 16 + 16);
-                multiply(scores[0], a, b[2], b[3]);
+                multiply(odd, c, b[2], b[3]);
             }
+#pragma unroll
+            for (int i = 0; i < 4; i++) scores[0][i] += odd[i];
         }
     }
 
@@ -126,7 +144,7 @@ struct Latent {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const unsigned at = position + (across * GROUPS + g) * 8 + lane % 4 * 2 + i % 2;
-                    if (at >= span.end || at > limits[i / 2]) scores[g][i] = -KTX_INFINITY;
+                    scores[g][i] = (at < span.end) & (at <= limits[i / 2]) ? scores[g][i] : -KTX_INFINITY;
                     most[i / 2] = fmaxf(most[i / 2], scores[g][i]);
                 }
 #pragma unroll

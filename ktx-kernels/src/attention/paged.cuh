@@ -28,6 +28,7 @@ struct Tile {
 
 // Tile `index` of all sequences' tiles in a row; false if there are fewer.
 __device__ __forceinline__ bool find_tile(const Batch& batch, unsigned index, unsigned m, unsigned group, Tile& tile) {
+#pragma unroll 1
     for (unsigned s = 0; s < batch.sequences; s++) {
         // All three at once, since each is a round trip.
         const unsigned tokens = batch.tokens[s], row = batch.first_row[s], past = batch.past[s];
@@ -74,7 +75,7 @@ __device__ __forceinline__ Span span_of(const Tile& tile, unsigned group, unsign
 }
 
 __device__ __forceinline__ bool sees(unsigned limit, unsigned position, unsigned window) {
-    return position <= limit && limit - position < window;
+    return (position <= limit) & (limit - position < window);
 }
 
 // Where row `entry` of a tile lies in [rows, heads, dim] of queries or results.

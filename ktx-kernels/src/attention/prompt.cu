@@ -28,17 +28,6 @@ struct Prompt {
     static constexpr int KEY_ROW = DK + 8, VALUE_ROW = DV + 8;
     static constexpr bool QUERIES_IN_REGISTERS = DK <= 128;
 
-    // Copies the rows of one head in a page, D wide and `width` apart; zeros beyond `end`.
-    template <int D>
-    static __device__ __forceinline__ void fetch(__half* to, const __half* from, unsigned width, unsigned position, unsigned end) {
-#pragma unroll
-        for (int i = 0; i < PAGE_TOKENS * D / 8 / THREADS; i++) {
-            const unsigned chunk = i * THREADS + threadIdx.x, row = chunk / (D / 8), at = chunk % (D / 8) * 8;
-            copy_async(to + row * (D + 8) + at, from + (size_t)row * width + at, position + row < end);
-        }
-        commit_copies();
-    }
-
     static __device__ __forceinline__ void run(const float* q, const float* sinks, const __half* cache, float* out,
                                                float* scratch, const Batch& batch, unsigned heads,
                                                unsigned kv_heads, float scale, unsigned window, unsigned splits) {
@@ -77,12 +66,14 @@ struct Prompt {
         auto fetch_keys = [&](unsigned position) {
             if (position >= span.end) return commit_copies();
             const __half* page = cache + tile.pages[position / PAGE_TOKENS] * page_elements;
-            fetch<DK>(keys, page + kv_head * DK, k_width, position, span.end);
+            copy_rows<DK, PAGE_TOKENS, THREADS>(keys, page + kv_head * DK, k_width, span.end - position, threadIdx.x);
+            commit_copies();
         };
         auto fetch_values = [&](unsigned position) {
             if (position >= span.end) return commit_copies();
             const __half* page = cache + tile.pages[position / PAGE_TOKENS] * page_elements + (size_t)PAGE_TOKENS * k_width;
-            fetch<DV>(values, page + kv_head * DV, v_width, position, span.end);
+            copy_rows<DV, PAGE_TOKENS, THREADS>(values, page + kv_head * DV, v_width, span.end - position, threadIdx.x);
+            commit_copies();
         };
 
         // This thread's rows of the 16 x 8 results.
@@ -124,7 +115,7 @@ struct Prompt {
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
                         const unsigned at = position + n * 8 + lane % 4 * 2 + i % 2;
-                        if (at >= span.end || !sees(limits[i / 2], at, window)) scores[n][i] = -KTX_INFINITY;
+                        scores[n][i] = (at < span.end) & sees(limits[i / 2], at, window) ? scores[n][i] : -KTX_INFINITY;
                     }
             }
             float rescale[2];
@@ -187,7 +178,7 @@ struct Prompt {
             const size_t head = head_of(tile, rows[r], group, heads, kv_head);
             float factor = 1.0f;
             if (whole) {
-                add_sink(sinks, head % heads, highest[r], sum[r], factor);
+                add_sink(sinks, (unsigned)head % heads, highest[r], sum[r], factor);
                 factor /= sum[r];
             } else if (lane % 4 == 0) {
                 parts.sums[2 * rows[r]] = highest[r];

@@ -162,7 +162,7 @@ __device__ __forceinline__ void attend(const float* q, const float* q_tail, cons
         const size_t head = head_of(tile, e, group, heads, kv_head);
         float factor = 1.0f;
         if (span.used == 1) {
-            add_sink(sinks, head % heads, highest[e], sum, factor);
+            add_sink(sinks, (unsigned)head % heads, highest[e], sum, factor);
             factor /= sum;
         } else if (t == 0) {
             parts.sums[2 * e] = highest[e];

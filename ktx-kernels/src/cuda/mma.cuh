@@ -42,6 +42,27 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool ther
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes) : "memory");
 }
 
+// ROWS rows of D halves, `width` apart, to rows of D + 8, by THREADS threads; zeros from row `there` on.
+template <int D, int ROWS, int THREADS>
+__device__ __forceinline__ void copy_rows(__half* to, const __half* from, size_t width, unsigned there, unsigned thread) {
+    constexpr int CHUNKS = D / 8, EACH = ROWS * CHUNKS / THREADS;
+    if constexpr (THREADS % CHUNKS == 0) {
+        // Every copy of a thread has the same columns.
+        constexpr int STEP = THREADS / CHUNKS;
+        const unsigned row = thread / CHUNKS, at = thread % CHUNKS * 8;
+        from += row * width + at;
+        to += row * (D + 8) + at;
+#pragma unroll
+        for (int i = 0; i < EACH; i++, from += STEP * width) copy_async(to + i * STEP * (D + 8), from, row + i * STEP < there);
+    } else {
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const unsigned chunk = i * THREADS + thread, row = chunk / CHUNKS, at = chunk % CHUNKS * 8;
+            copy_async(to + row * (D + 8) + at, from + row * width + at, row < there);
+        }
+    }
+}
+
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until all but the latest N groups of this thread's copies are there.
