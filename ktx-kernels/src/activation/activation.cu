@@ -22,6 +22,8 @@ __device__ __forceinline__ float gated_of(int kind, float gate, float up, float 
 extern "C" __global__ void ktx_gated(const float* gate, const float* up, float* out, unsigned rows,
                                      unsigned width, unsigned in_stride, int kind, float alpha,
                                      float limit) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const size_t step = (size_t)gridDim.x * blockDim.x;
     const size_t first = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (width % 4 == 0 && in_stride % 4 == 0 && aligned16(gate) && aligned16(up) && aligned16(out)) {
@@ -43,6 +45,8 @@ extern "C" __global__ void ktx_gated(const float* gate, const float* up, float* 
 }
 
 extern "C" __global__ void ktx_sigmoid(float* x, size_t len) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const size_t step = (size_t)gridDim.x * blockDim.x;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < len; i += step)
         x[i] = sigmoid_of(x[i]);
@@ -50,6 +54,8 @@ extern "C" __global__ void ktx_sigmoid(float* x, size_t len) {
 
 // y += x
 extern "C" __global__ void ktx_add(float* y, const float* x, size_t len) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const size_t step = (size_t)gridDim.x * blockDim.x;
     const size_t first = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     size_t done = 0;
@@ -67,6 +73,8 @@ extern "C" __global__ void ktx_add(float* y, const float* x, size_t len) {
 
 // y[r] += bias, the same for every row
 extern "C" __global__ void ktx_add_bias(float* y, const float* bias, unsigned rows, unsigned width) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const size_t step = (size_t)gridDim.x * blockDim.x, len = (size_t)rows * width;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < len; i += step)
         y[i] += bias[i % width];
@@ -75,6 +83,8 @@ extern "C" __global__ void ktx_add_bias(float* y, const float* bias, unsigned ro
 // y[r] += scale[r] * x[r], or sigmoid(scale[r]) * x[r]: a shared expert behind its gate.
 extern "C" __global__ void ktx_add_scaled_rows(float* y, const float* x, const float* scale,
                                                unsigned rows, unsigned width, int through_sigmoid) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const size_t step = (size_t)gridDim.x * blockDim.x, len = (size_t)rows * width;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < len; i += step) {
         const float s = scale[i / width];
@@ -84,6 +94,8 @@ extern "C" __global__ void ktx_add_scaled_rows(float* y, const float* x, const f
 
 // Softmax of each row in place, a block a row.
 extern "C" __global__ void ktx_softmax_rows(float* x, unsigned width) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     __shared__ float partial[32];
     float* row = x + (size_t)blockIdx.x * width;
     float highest = -KTX_INFINITY;

@@ -22,6 +22,7 @@ fn elements(count: usize) -> Launch {
         count.div_ceil(THREADS as usize).clamp(1, MOST_BLOCKS),
         THREADS,
     )
+    .early()
 }
 
 fn same_shape(what: &str, a: DeviceMatrix, b: DeviceMatrix) {
@@ -233,7 +234,7 @@ pub fn softmax_rows(gpu: &Gpu, x: DeviceMatrix) -> Result<(), CudaError> {
         return Ok(());
     }
     let args = [x.arg(), Arg::U32(x.cols() as u32)];
-    let launch = Launch::linear(x.rows(), (x.cols().next_multiple_of(32)).min(1024) as u32);
+    let launch = Launch::linear(x.rows(), (x.cols().next_multiple_of(32)).min(1024) as u32).early();
     // SAFETY: the kernel's arguments; a block a row.
     unsafe { gpu.launch(gpu.function(MODULE, "ktx_softmax_rows")?, launch, &args) }
 }

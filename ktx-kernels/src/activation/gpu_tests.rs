@@ -142,3 +142,22 @@ fn gpu_row_operations_agree_with_f64_at_every_shape() {
         );
     }
 }
+
+#[test]
+fn gpu_kernels_that_start_early_see_what_those_before_them_wrote() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    for len in [100, 300_000] {
+        let [a, b] = [1.0, 0.0].map(|x| GpuMatrix::of(&gpu, 1, &vec![x; len]));
+        gpu.begin_capture().unwrap();
+        // Fibonacci numbers, as long as they are exact.
+        for _ in 0..16 {
+            cuda::add(&gpu, b.matrix, a.matrix).unwrap();
+            cuda::add(&gpu, a.matrix, b.matrix).unwrap();
+        }
+        let graph = gpu.end_capture().unwrap();
+        graph.launch().unwrap();
+        gpu.synchronize().unwrap();
+        assert!(a.values().iter().all(|x| *x == 3_524_578.0));
+        assert!(b.values().iter().all(|x| *x == 2_178_309.0));
+    }
+}

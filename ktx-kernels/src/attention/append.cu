@@ -10,6 +10,8 @@ template <typename T>
 __device__ __forceinline__ void append(const float* k, const float* v, T* cache, const unsigned* positions,
                                        const unsigned* row_sequence, const unsigned* page_table,
                                        unsigned max_pages, unsigned k_width, unsigned v_width) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const unsigned row = blockIdx.x, position = positions[row];
     const unsigned page = page_table[(size_t)row_sequence[row] * max_pages + position / PAGE_TOKENS];
     T* start = cache + (size_t)page * (k_width + v_width) * PAGE_TOKENS;

@@ -187,7 +187,7 @@ impl Job<'_> {
     }
 
     fn grid(&self, cut: Cut, threads: usize) -> Launch {
-        Launch::grid([cut.tiles, self.kv_heads, cut.splits], threads as u32)
+        Launch::grid([cut.tiles, self.kv_heads, cut.splits], threads as u32).early()
     }
 
     /// The arguments of the tensor-core kernels.
@@ -321,7 +321,7 @@ impl Job<'_> {
             Arg::U32(cut.splits as u32),
             Arg::U32(LEAST_PAGES),
         ]);
-        let launch = Launch::grid([cut.entries, cut.tiles, self.kv_heads], JOIN_THREADS);
+        let launch = Launch::grid([cut.entries, cut.tiles, self.kv_heads], JOIN_THREADS).early();
         let function = self.gpu.function("attention/join", "ktx_attend_join")?;
         // SAFETY: as above; the parts are those that the kernel before left.
         unsafe { self.gpu.launch(function, launch, &args) }
@@ -558,7 +558,7 @@ pub fn append(
     let threads = kv.k_width().next_multiple_of(32).min(512) as u32;
     let function = gpu.function("attention/append", name)?;
     // SAFETY: the kernel's arguments; widths checked above, and the step's pages are the cache's.
-    unsafe { gpu.launch(function, Launch::linear(rows, threads), &args) }
+    unsafe { gpu.launch(function, Launch::linear(rows, threads).early(), &args) }
 }
 
 #[cfg(test)]

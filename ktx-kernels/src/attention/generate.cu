@@ -44,6 +44,8 @@ struct Generate {
                                                float* scratch, const Batch& batch, unsigned heads,
                                                unsigned kv_heads, float scale, unsigned window, unsigned splits,
                                                unsigned stages) {
+        wait_for_previous_kernel();
+        let_next_kernel_start();
         extern __shared__ float4 shared4[];
         __shared__ float maxima[MOST_WARPS][ENTRIES], sums[MOST_WARPS][ENTRIES];
         __shared__ unsigned places[ENTRIES], last_seen[ENTRIES];

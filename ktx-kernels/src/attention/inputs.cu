@@ -54,6 +54,8 @@ __device__ __forceinline__ void grouped(float* q, const float* k, const float* v
                                         const unsigned* positions, const unsigned* row_sequence,
                                         const unsigned* page_table, unsigned max_pages, unsigned heads,
                                         unsigned kv_heads, unsigned k_dim, unsigned v_dim) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     extern __shared__ float shared[];
     const unsigned row = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const unsigned head = blockIdx.y * WARPS + warp;
@@ -91,6 +93,8 @@ __device__ __forceinline__ void latent(float* q, const float* rows, T* cache, co
                                        const unsigned* row_sequence, const unsigned* page_table,
                                        unsigned max_pages, unsigned heads, unsigned q_stride, unsigned q_offset,
                                        unsigned compressed) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     extern __shared__ float shared[];
     const unsigned row = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const unsigned head = blockIdx.y * WARPS + warp, position = positions[row];

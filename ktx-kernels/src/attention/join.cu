@@ -14,6 +14,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
                     const unsigned* past, const unsigned* page_table, unsigned sequences, unsigned max_pages,
                     unsigned heads, unsigned kv_heads, unsigned m, unsigned v_dim, unsigned window, unsigned splits,
                     unsigned least) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     __shared__ float factors[MOST_SPLITS];
     __shared__ float meeting[WARPS][MOST_COLUMNS];
     const unsigned entry = blockIdx.x, kv_head = blockIdx.z, group = heads / kv_heads;

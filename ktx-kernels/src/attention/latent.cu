@@ -112,6 +112,8 @@ struct Latent {
     static __device__ __forceinline__ void run(const float* q, const float* q_tail, const __half* cache, float* out,
                                                float* scratch, const Batch& batch, unsigned heads,
                                                unsigned tail_stride, unsigned tail_offset, float scale, unsigned splits) {
+        wait_for_previous_kernel();
+        let_next_kernel_start();
         extern __shared__ float4 shared4[];
         Shared& shared = *reinterpret_cast<Shared*>(shared4);
         const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, split = blockIdx.z;

@@ -31,6 +31,8 @@ struct Prompt {
     static __device__ __forceinline__ void run(const float* q, const float* sinks, const __half* cache, float* out,
                                                float* scratch, const Batch& batch, unsigned heads,
                                                unsigned kv_heads, float scale, unsigned window, unsigned splits) {
+        wait_for_previous_kernel();
+        let_next_kernel_start();
         extern __shared__ float4 shared4[];
         __half* keys = reinterpret_cast<__half*>(shared4);  // [PAGE_TOKENS, KEY_ROW]
         __half* values = keys + PAGE_TOKENS * KEY_ROW;      // [PAGE_TOKENS, VALUE_ROW]

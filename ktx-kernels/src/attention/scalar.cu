@@ -61,6 +61,8 @@ __device__ __forceinline__ void attend(const float* q, const float* q_tail, cons
                                        unsigned k_dim, unsigned v_dim, unsigned q_dim, unsigned tail_stride,
                                        unsigned tail_offset, int latent, float scale, unsigned window,
                                        unsigned splits) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     extern __shared__ float4 shared4[];
     float* queries = reinterpret_cast<float*>(shared4);  // [k_dim, ENTRIES]
     float* weights = queries + k_dim * ENTRIES;          // [THREADS, ENTRIES]

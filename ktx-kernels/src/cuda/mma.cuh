@@ -2,14 +2,11 @@
 // not wait for (sm_80 and later).
 #pragma once
 #include <cuda_fp16.h>
+#include "ptx.cuh"
 
 #if __CUDA_ARCH__ >= 800
 #define KTX_TENSOR_CORES 1
 #endif
-
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-    return (unsigned)__cvta_generic_to_shared(p);
-}
 
 // Two floats as two halves, the first in the low half.
 __device__ __forceinline__ unsigned pack(float low, float high) {

@@ -1,5 +1,6 @@
 // Sums, maxima and minima over the lanes of a warp and the threads of a block.
 #pragma once
+#include "ptx.cuh"
 
 #define KTX_FULL_WARP 0xffffffffu
 #define KTX_INFINITY __int_as_float(0x7f800000)

@@ -73,7 +73,9 @@ pub fn route(
     ];
     let floats = 2 * config.experts + n_group + config.top_k;
     let threads = config.experts.next_multiple_of(32).min(MOST_THREADS);
-    let launch = Launch::linear(tokens, threads as u32).with_shared(floats * size_of::<f32>());
+    let launch = Launch::linear(tokens, threads as u32)
+        .early()
+        .with_shared(floats * size_of::<f32>());
     // SAFETY: the kernel's arguments; shapes checked above.
     unsafe { gpu.launch(gpu.function(MODULE, "ktx_route")?, launch, &args) }
 }

@@ -74,6 +74,8 @@ extern "C" __global__ void ktx_route(const float* logits, const float* bias, uns
                                      unsigned experts, unsigned top_k, int scoring, unsigned n_group,
                                      unsigned topk_group, int sum_of_two, float masked_value, int scaling,
                                      float factor) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     extern __shared__ float shared[];
     const size_t token = blockIdx.x;
     float *scores = shared, *choice = scores + experts, *groups = choice + experts, *chosen = groups + n_group;

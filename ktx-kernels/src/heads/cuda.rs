@@ -110,7 +110,10 @@ impl DeviceHeads {
         ];
         let (name, launch) = if tokens >= MANY && self.fits_tensor_cores(gpu, x_rows) {
             let blocks = [rows.div_ceil(TILE), tokens.div_ceil(TILE), heads];
-            ("ktx_heads_many", Launch::grid(blocks, THREADS as u32))
+            (
+                "ktx_heads_many",
+                Launch::grid(blocks, THREADS as u32).early(),
+            )
         } else {
             let lanes = (self.padded / CHUNK).next_power_of_two().clamp(8, 32);
             args.extend([Arg::U32(inner as u32), Arg::U32(lanes as u32)]);
@@ -120,7 +123,7 @@ impl DeviceHeads {
             };
             let per_block = THREADS / lanes * ROWS;
             let blocks = [rows.div_ceil(per_block), heads, tokens.div_ceil(few)];
-            let launch = Launch::grid(blocks, THREADS as u32);
+            let launch = Launch::grid(blocks, THREADS as u32).early();
             (
                 name,
                 launch.with_shared(few * self.padded * size_of::<f32>()),

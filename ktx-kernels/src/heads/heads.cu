@@ -24,6 +24,8 @@ template <int FEW>
 __device__ __forceinline__ void heads_few(const __half* weights, const float* x, float* out, unsigned tokens,
                                           unsigned heads, unsigned rows, unsigned cols, unsigned x_width,
                                           unsigned x_stride, unsigned x_offset, unsigned x_cols, unsigned lanes) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     extern __shared__ float4 shared4[];
     float* shared = reinterpret_cast<float*>(shared4);
     const unsigned head = blockIdx.y, first = blockIdx.z * FEW, count = min((unsigned)FEW, tokens - first);
@@ -89,6 +91,8 @@ KTX_HEADS_FEW(4)
 extern "C" __global__ void __launch_bounds__(128)
     ktx_heads_many(const __half* weights, const float* x, float* out, unsigned tokens, unsigned heads,
                    unsigned rows, unsigned cols, unsigned x_width, unsigned x_stride, unsigned x_offset) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
 #ifdef KTX_TENSOR_CORES
     __shared__ __half w[2][TILE * ROW], a[TILE * ROW];
     const unsigned first_row = blockIdx.x * TILE, first = blockIdx.y * TILE, head = blockIdx.z;

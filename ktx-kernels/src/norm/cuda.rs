@@ -14,6 +14,7 @@ fn block_per_row(rows: usize, width: usize) -> Launch {
         rows,
         width.div_ceil(4).next_multiple_of(32).min(1024) as u32,
     )
+    .early()
 }
 
 fn check_weight(weight: &DeviceBuffer, width: usize) {
@@ -133,7 +134,7 @@ pub fn rms_norm_in_place(
         Arg::U32(rows.row_stride as u32),
         Arg::U32(rows.offset as u32),
     ];
-    let launch = Launch::linear(count.div_ceil(HEAD_WARPS as usize), 32 * HEAD_WARPS);
+    let launch = Launch::linear(count.div_ceil(HEAD_WARPS as usize), 32 * HEAD_WARPS).early();
     let function = gpu.function(MODULE, "ktx_rms_norm_heads")?;
     // SAFETY: the kernel's arguments; the rows lie in `x` and do not overlap (checked).
     unsafe { gpu.launch(function, launch, &args) }

@@ -50,6 +50,8 @@ __device__ __forceinline__ float factor_of(float sum, unsigned width, float eps)
 // A block a row of [rows, width].
 extern "C" __global__ void ktx_rms_norm(const float* x, const float* weight, float* out, unsigned width,
                                         float eps) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     __shared__ float partial[32];
     x += (size_t)blockIdx.x * width;
     out += (size_t)blockIdx.x * width;
@@ -62,6 +64,8 @@ extern "C" __global__ void ktx_rms_norm(const float* x, const float* weight, flo
 // hidden += y, then out = norm(hidden): the residual sum and the norm behind it in one pass.
 extern "C" __global__ void ktx_add_rms_norm(float* hidden, const float* y, const float* weight, float* out,
                                             unsigned width, float eps) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     __shared__ float partial[32];
     hidden += (size_t)blockIdx.x * width;
     y += (size_t)blockIdx.x * width;
@@ -93,6 +97,8 @@ extern "C" __global__ void ktx_add_rms_norm(float* hidden, const float* y, const
 extern "C" __global__ void ktx_rms_norm_heads(float* x, const float* weight, unsigned width, float eps,
                                               unsigned tokens, unsigned rows, unsigned token_stride,
                                               unsigned row_stride, unsigned offset) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const unsigned index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (index >= tokens * rows) return;
     x += offset + (size_t)(index / rows) * token_stride + (size_t)(index % rows) * row_stride;

@@ -97,7 +97,7 @@ pub fn rope(
         Arg::U32(table.positions as u32),
     ];
     let pairs = tokens * heads.heads * table.dim / 2;
-    let launch = Launch::linear(pairs.div_ceil(THREADS).min(MOST_BLOCKS), THREADS as u32);
+    let launch = Launch::linear(pairs.div_ceil(THREADS).min(MOST_BLOCKS), THREADS as u32).early();
     // SAFETY: the kernel's arguments; the heads lie in `x` and do not overlap (checked).
     unsafe { gpu.launch(gpu.function(MODULE, "ktx_rope")?, launch, &args) }
 }

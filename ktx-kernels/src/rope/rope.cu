@@ -3,6 +3,7 @@
 // Bound by memory: 8 bytes an element; the cosines of a token are shared by its heads and come from the
 // second-level cache. A thread rotates one pair. The products are not contracted, so that the result has
 // the bits of the host's kernel.
+#include "ptx.cuh"
 
 enum Layout { INTERLEAVED = 0, HALF = 1 };
 
@@ -12,6 +13,8 @@ extern "C" __global__ void ktx_rope(float* x, const float* table, const unsigned
                                     unsigned tokens, unsigned heads, unsigned head_stride,
                                     unsigned token_stride, unsigned offset, unsigned dim, int layout,
                                     unsigned table_positions) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const unsigned half = dim / 2;
     const size_t pairs = (size_t)tokens * heads * half;
     const size_t step = (size_t)gridDim.x * blockDim.x;

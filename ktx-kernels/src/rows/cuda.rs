@@ -15,6 +15,7 @@ fn per_row(rows: usize, width: usize) -> Launch {
         [rows, width.div_ceil(THREADS).clamp(1, 32), 1],
         THREADS as u32,
     )
+    .early()
 }
 
 /// `out[r] = x[index[r]]` for every row of `out`; `index` is the address of u32 on the GPU. An index beyond the end
@@ -87,7 +88,8 @@ pub fn copy_columns(gpu: &Gpu, from: Columns, to: Columns, cols: usize) -> Resul
     let launch = Launch::linear(
         (rows * cols).div_ceil(THREADS).min(MOST_BLOCKS),
         THREADS as u32,
-    );
+    )
+    .early();
     // SAFETY: the kernel's arguments; columns checked above.
     unsafe { gpu.launch(gpu.function(MODULE, "ktx_copy_columns")?, launch, &args) }
 }

@@ -8,6 +8,8 @@
 // out[r] = x[index[r]]; an index beyond the end gives a row of NaN.
 extern "C" __global__ void ktx_gather_rows(const float* x, const unsigned* index, float* out,
                                            unsigned x_rows, unsigned width) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const unsigned from = index[blockIdx.x];
     const float* source = x + (size_t)from * width;
     float* target = out + (size_t)blockIdx.x * width;
@@ -18,6 +20,8 @@ extern "C" __global__ void ktx_gather_rows(const float* x, const unsigned* index
 // The first `cols` values of each row, between rows of other widths.
 extern "C" __global__ void ktx_copy_columns(const float* from, float* to, unsigned rows, unsigned cols,
                                             unsigned from_stride, unsigned to_stride) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const size_t step = (size_t)gridDim.x * blockDim.x;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < (size_t)rows * cols; i += step) {
         const size_t row = i / cols, col = i - row * cols;
@@ -122,6 +126,8 @@ __device__ float element(int type, const Byte* b, unsigned i) {
 extern "C" __global__ void ktx_embed(const Byte* table, const unsigned* ids, float* out, int type,
                                      unsigned vocabulary, unsigned width, unsigned block_len,
                                      unsigned block_bytes) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const unsigned id = ids[blockIdx.x];
     const Byte* row = table + (size_t)id * (width / block_len) * block_bytes;
     float* target = out + (size_t)blockIdx.x * width;

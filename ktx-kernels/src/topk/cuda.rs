@@ -48,7 +48,7 @@ impl Argmax {
         let gpu = self.keys.gpu();
         let keys = Arg::Ptr(self.keys.address());
         let args = [x.arg(), Arg::U32(x.cols() as u32), keys];
-        let launch = Launch::grid([PARTS, rows, 1], THREADS);
+        let launch = Launch::grid([PARTS, rows, 1], THREADS).early();
         // SAFETY: the kernel's arguments; the scratch holds PARTS keys a row (checked).
         unsafe { gpu.launch(gpu.function(MODULE, "ktx_argmax_parts")?, launch, &args) }?;
         let args = [keys, Arg::U32(PARTS as u32), Arg::Ptr(ids)];
@@ -56,7 +56,7 @@ impl Argmax {
         unsafe {
             gpu.launch(
                 gpu.function(MODULE, "ktx_argmax_join")?,
-                Launch::linear(rows, 32),
+                Launch::linear(rows, 32).early(),
                 &args,
             )
         }
@@ -112,7 +112,7 @@ impl TopK {
             let tiles = count.div_ceil(TILE);
             let to = Arg::Ptr(self.keys[to].address());
             let args = [from, Arg::U32(count as u32), Arg::U32(k as u32), to];
-            let launch = Launch::grid([tiles, rows, 1], MOST as u32);
+            let launch = Launch::grid([tiles, rows, 1], MOST as u32).early();
             // SAFETY: the kernel's arguments; both buffers hold k keys for each tile of each row.
             unsafe { gpu.launch(gpu.function(MODULE, name)?, launch, &args) }?;
             Ok(tiles * k)
@@ -130,7 +130,7 @@ impl TopK {
             Arg::Ptr(ids),
             Arg::Ptr(values),
         ];
-        let launch = Launch::linear((rows * k).div_ceil(THREADS as usize), THREADS);
+        let launch = Launch::linear((rows * k).div_ceil(THREADS as usize), THREADS).early();
         // SAFETY: the kernel's arguments; the results hold rows * k elements (checked).
         unsafe { gpu.launch(gpu.function(MODULE, "ktx_topk_write")?, launch, &args) }
     }

@@ -34,6 +34,8 @@ __device__ __forceinline__ Key block_best(Key best, Key (&partial)[32]) {
 
 // Best key of part blockIdx.x of row blockIdx.y, to keys [rows, parts].
 extern "C" __global__ void ktx_argmax_parts(const float* x, unsigned width, Key* keys) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     __shared__ Key partial[32];
     const float* row = x + (size_t)blockIdx.y * width;
     Key best = 0;
@@ -47,6 +49,8 @@ extern "C" __global__ void ktx_argmax_parts(const float* x, unsigned width, Key*
 
 // Index of the best of a row's parts, a warp a row.
 extern "C" __global__ void ktx_argmax_join(const Key* keys, unsigned parts, unsigned* ids) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     Key best = 0;
     for (unsigned i = threadIdx.x; i < parts; i += 32) {
         const Key key = keys[(size_t)blockIdx.x * parts + i];
@@ -77,6 +81,8 @@ __device__ void hand_on(const Key* tile, Key* out, unsigned k) {
 
 // The k best of each tile of each row of x [rows, width], to out [rows, tiles, k].
 extern "C" __global__ void __launch_bounds__(TILE / 2) ktx_topk_values(const float* x, unsigned width, unsigned k, Key* out) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     __shared__ Key tile[TILE];
     for (unsigned i = threadIdx.x; i < TILE; i += blockDim.x) {
         const unsigned at = blockIdx.x * TILE + i;
@@ -88,6 +94,8 @@ extern "C" __global__ void __launch_bounds__(TILE / 2) ktx_topk_values(const flo
 
 // The k best of each tile of keys [rows, count], to out [rows, tiles, k].
 extern "C" __global__ void __launch_bounds__(TILE / 2) ktx_topk_keys(const Key* keys, unsigned count, unsigned k, Key* out) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     __shared__ Key tile[TILE];
     for (unsigned i = threadIdx.x; i < TILE; i += blockDim.x) {
         const unsigned at = blockIdx.x * TILE + i;
@@ -99,6 +107,8 @@ extern "C" __global__ void __launch_bounds__(TILE / 2) ktx_topk_keys(const Key* 
 
 // Keys [rows * k] to ids and values.
 extern "C" __global__ void ktx_topk_write(const Key* keys, unsigned count, unsigned* ids, float* values) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     ids[i] = index_of(keys[i]);

@@ -115,7 +115,7 @@ pub fn gqa_inputs(
         KvType::F32 => "ktx_grouped_inputs_f32",
     };
     let heads = shape.heads + 2 * shape.kv_heads;
-    let launch = Launch::grid([rows, heads.div_ceil(WARPS), 1], 32 * WARPS as u32);
+    let launch = Launch::grid([rows, heads.div_ceil(WARPS), 1], 32 * WARPS as u32).early();
     let launch = launch.with_shared(WARPS * bytes);
     // SAFETY: the kernel's arguments; shapes checked above, and the step's pages are the cache's.
     unsafe { gpu.launch(gpu.function("attention/inputs", name)?, launch, &args) }
@@ -188,7 +188,7 @@ pub fn mla_inputs(
         KvType::F32 => "ktx_latent_inputs_f32",
     };
     let blocks = (shape.heads + 1).div_ceil(WARPS);
-    let launch = Launch::grid([q.rows(), blocks, 1], 32 * WARPS as u32);
+    let launch = Launch::grid([q.rows(), blocks, 1], 32 * WARPS as u32).early();
     let launch = launch.with_shared(width * size_of::<f32>());
     // SAFETY: as above.
     unsafe { gpu.launch(gpu.function("attention/inputs", name)?, launch, &args) }
