@@ -6,7 +6,7 @@
 
 use ktx_kernels::activation::{self, GatedActivation};
 use ktx_kernels::attention::cuda::{
-    self as attention, DeviceGqaQuery, DeviceHeadNorms, DeviceMlaQuery, DeviceRotation,
+    self as attention, DeviceGqaQuery, DeviceMlaQuery, DeviceNorm, DeviceRotation,
 };
 use ktx_kernels::attention::{AttentionShape, MlaShape};
 use ktx_kernels::cuda::{
@@ -413,9 +413,8 @@ fn small(gpu: &Gpu) -> Result<()> {
             scale: 0.09,
             window: None,
         };
-        let norms = DeviceHeadNorms {
-            q: &head_weight,
-            k: &head_weight,
+        let norm = DeviceNorm {
+            weight: &head_weight,
             eps: 1e-6,
         };
         let rotation = DeviceRotation {
@@ -425,7 +424,15 @@ fn small(gpu: &Gpu) -> Result<()> {
         let projections = [q.matrix, k.matrix, v.matrix];
         let us = time(gpu, 40, |_| {
             let step = inputs.view();
-            attention::gqa_inputs(gpu, &shape, &kv, step, projections, Some(&norms), rotation)
+            attention::gqa_inputs(
+                gpu,
+                &shape,
+                &kv,
+                step,
+                projections,
+                Some([norm; 2]),
+                rotation,
+            )
         })?;
         line("norms, rope, append at once", us, 2 * 4096 + 1536);
     }

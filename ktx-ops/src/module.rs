@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use ktx_gguf::Tensor;
+use ktx_kernels::attention::cuda::{DeviceNorm, DeviceRotation};
 use ktx_kernels::cuda::{CudaError, DeviceBuffer, Gpu};
 use ktx_kernels::device::Device;
 use ktx_kernels::kv::{LayerKv, PAGE_TOKENS, PageId, SequenceKv};
@@ -538,6 +539,12 @@ pub trait Linear: KModule {
 
 /// Normalises rows.
 pub trait Norm: KModule {
+    /// The weight on a GPU, for callers that normalise together with what comes next.
+    fn gpu_weight(&self, device: Device) -> Option<DeviceNorm<'_>> {
+        let _ = device;
+        None
+    }
+
     /// `x` `[rows, size]` to `out` of the same shape, which may be `x` itself.
     fn forward(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError>;
 
@@ -567,6 +574,12 @@ pub struct HeadSpan {
 
 /// Rotates query and key rows by their positions.
 pub trait Rope: KModule {
+    /// The rotation on a GPU, for callers that rotate together with what comes next.
+    fn gpu_rotation(&self, device: Device) -> Option<DeviceRotation<'_>> {
+        let _ = device;
+        None
+    }
+
     /// Rotates `x` `[rows, ..]` in place; row `i` is at the batch's position `i`.
     fn forward(&self, cx: &mut Forward<'_>, x: Act, span: HeadSpan) -> Result<(), OpError>;
 }

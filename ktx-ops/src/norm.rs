@@ -1,5 +1,6 @@
 //! Root mean square normalisation.
 
+use ktx_kernels::attention::cuda::DeviceNorm;
 use ktx_kernels::cuda::DeviceBuffer;
 use ktx_kernels::device::Device;
 use ktx_kernels::norm::{self, NormRows, rms_norm, rms_norm_in_place};
@@ -65,6 +66,14 @@ impl KModule for RmsNorm {
 }
 
 impl Norm for RmsNorm {
+    fn gpu_weight(&self, device: Device) -> Option<DeviceNorm<'_>> {
+        let weight = self.on_gpus.get(&self.path, device).ok()?;
+        Some(DeviceNorm {
+            weight,
+            eps: self.spec.eps,
+        })
+    }
+
     fn forward(&self, cx: &mut Forward<'_>, x: Act, out: Act) -> Result<(), OpError> {
         if x.cols() != self.weight.len() {
             let message = format!(

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ktx_kernels::attention::cuda::DeviceRotation;
 use ktx_kernels::device::Device;
 use ktx_kernels::rope::cuda::{self, DeviceRopeTable};
 use ktx_kernels::rope::{RopeHeads, RopeScaling, RopeTable, rope};
@@ -77,6 +78,14 @@ impl KModule for RotaryEmbedding {
 }
 
 impl Rope for RotaryEmbedding {
+    fn gpu_rotation(&self, device: Device) -> Option<DeviceRotation<'_>> {
+        let table = self.on_gpus.get(&self.path, device).ok()?;
+        Some(DeviceRotation {
+            table,
+            layout: self.spec.layout,
+        })
+    }
+
     fn forward(&self, cx: &mut Forward<'_>, x: Act, span: HeadSpan) -> Result<(), OpError> {
         let Some(table) = &self.table else {
             return Err(kernel_error(&self.path, "its table is not made"));

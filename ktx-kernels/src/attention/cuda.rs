@@ -8,7 +8,7 @@
 
 mod inputs;
 
-pub use inputs::{DeviceHeadNorms, DeviceRotation, RotatedParts, gqa_inputs, mla_inputs};
+pub use inputs::{DeviceNorm, DeviceRotation, RotatedParts, gqa_inputs, mla_inputs};
 
 use super::{AttentionShape, MlaShape};
 use crate::cuda::{Arg, CudaError, DeviceBuffer, DeviceMatrix, Gpu, Launch, StepView};

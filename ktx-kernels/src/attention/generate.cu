@@ -103,20 +103,22 @@ struct Generate {
             const unsigned at_first = position;
             position += step;
 
-            float scores[2][4] = {};
-#pragma unroll 4
+            // Two chains of sums each, since a multiplication takes longer than its issue.
+            float scores[2][4] = {}, odd[2][4] = {};
+#pragma unroll
             for (int k = 0; k < DK / 16; k++) {
                 unsigned a[4], b[4];
                 load_matrices(a, queries + (lane % 16) * KEY_ROW + k * 16 + lane / 16 * 8);
                 load_matrices(b, keys + (lane / 16 * 8 + lane % 8) * KEY_ROW + k * 16 + lane / 8 % 2 * 8);
-                multiply(scores[0], a, b[0], b[1]);
-                multiply(scores[1], a, b[2], b[3]);
+                multiply(k % 2 ? odd[0] : scores[0], a, b[0], b[1]);
+                multiply(k % 2 ? odd[1] : scores[1], a, b[2], b[3]);
             }
             float most[2] = {highest[0], highest[1]};
 #pragma unroll
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
+                    scores[n][i] += odd[n][i];
                     const unsigned at = at_first + n * 8 + lane % 4 * 2 + i % 2;
                     scores[n][i] = (at < span.end) & sees(limits[i / 2], at, window) ? scores[n][i] : -KTX_INFINITY;
                     most[i / 2] = fmaxf(most[i / 2], scores[n][i]);
@@ -186,19 +188,30 @@ struct Generate {
             for (int r = 0; r < 2; r++)
                 *reinterpret_cast<float2*>(mine + (lane / 4 + 8 * r) * ROW + d * 8 + lane % 4 * 2) =
                     make_float2(acc[d][2 * r], acc[d][2 * r + 1]);
+        // A thread of the first warp has an entry: its maximum, sum, and the warps' factors, in place of theirs.
+        if (threadIdx.x < ENTRIES) {
+            const unsigned e = threadIdx.x;
+            float most = -KTX_INFINITY, total = 0.0f;
+#pragma unroll
+            for (unsigned w = 0; w < MOST_WARPS; w++) most = fmaxf(most, w < warps ? maxima[w][e] : -KTX_INFINITY);
+#pragma unroll
+            for (unsigned w = 0; w < MOST_WARPS; w++) {
+                const float f = w < warps ? fast_exp2(maxima[w][e] - base_of(most)) : 0.0f;
+                total += w < warps ? sums[w][e] * f : 0.0f;
+                maxima[w][e] = f;
+            }
+            sums[0][e] = most, sums[1][e] = total;
+        }
         __syncthreads();
 #pragma unroll 1
         for (unsigned i = threadIdx.x; i < tile.entries * (DV / 4); i += blockDim.x) {
             const unsigned e = i / (DV / 4), at = i % (DV / 4) * 4;
-            float most = -KTX_INFINITY, total = 0.0f;
-#pragma unroll 1
-            for (unsigned w = 0; w < warps; w++) most = fmaxf(most, maxima[w][e]);
+            float most = sums[0][e], total = sums[1][e];
             float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 4
             for (unsigned w = 0; w < warps; w++) {
-                const float f = fast_exp2(maxima[w][e] - base_of(most));
+                const float f = maxima[w][e];
                 const float4 v = *reinterpret_cast<const float4*>(meeting + (w * ENTRIES + e) * ROW + at);
-                total += sums[w][e] * f;
                 value.x += v.x * f, value.y += v.y * f, value.z += v.z * f, value.w += v.w * f;
             }
             if (!whole) {

@@ -1,9 +1,7 @@
 //! The same cases as on the host, on a GPU. F32 caches are computed in single precision and held to the
 //! host's bound; F16 caches on tensor cores round queries and weights to halves.
 
-use super::cuda::{
-    self, DeviceGqaQuery, DeviceHeadNorms, DeviceMlaQuery, DeviceRotation, RotatedParts,
-};
+use super::cuda::{self, DeviceGqaQuery, DeviceMlaQuery, DeviceNorm, DeviceRotation, RotatedParts};
 use super::tests::{Fixture, gqa_fixture, mla_expected, windowed};
 use super::{AttentionShape, MlaShape, cases};
 use crate::cuda::{DeviceBuffer, Gpu, StepInputs, StepValues};
@@ -383,18 +381,16 @@ fn gpu_inputs_of_grouped_attention_equal_norm_rotation_and_append() {
 
             let joined = OnGpu::new(&gpu, &fixture, kv_type, widths);
             let [q, k, v] = values.each_ref().map(|x| GpuMatrix::of(&gpu, tokens, x));
-            let norms = DeviceHeadNorms {
-                q: &norms[0],
-                k: &norms[1],
-                eps: 1e-6,
-            };
+            let norms = norms
+                .each_ref()
+                .map(|weight| DeviceNorm { weight, eps: 1e-6 });
             cuda::gqa_inputs(
                 &gpu,
                 &shape,
                 &joined.kv,
                 joined.step.view(),
                 [q.matrix, k.matrix, v.matrix],
-                with_norms.then_some(&norms),
+                with_norms.then_some(norms),
                 DeviceRotation {
                     table: &table,
                     layout,
@@ -469,8 +465,10 @@ fn gpu_inputs_of_latent_attention_equal_norm_rotation_and_append() {
             q.matrix,
             parts,
             rows.matrix,
-            &weight,
-            1e-6,
+            DeviceNorm {
+                weight: &weight,
+                eps: 1e-6,
+            },
             rotation,
         )
         .unwrap();

@@ -50,8 +50,8 @@ __device__ __forceinline__ T* page_of(T* cache, const unsigned* row_sequence, co
 // Heads of q, then of k, then of v, a warp each; blockIdx: row, heads by WARPS.
 template <typename T>
 __device__ __forceinline__ void grouped(float* q, const float* k, const float* v, T* cache, const float* q_norm,
-                                        const float* k_norm, float eps, const Rotation& rotation,
-                                        const unsigned* positions, const unsigned* row_sequence,
+                                        const float* k_norm, float q_eps, float k_eps,
+                                        const Rotation& rotation, const unsigned* positions, const unsigned* row_sequence,
                                         const unsigned* page_table, unsigned max_pages, unsigned heads,
                                         unsigned kv_heads, unsigned k_dim, unsigned v_dim) {
     wait_for_previous_kernel();
@@ -74,7 +74,7 @@ __device__ __forceinline__ void grouped(float* q, const float* k, const float* v
     const float* from = is_query ? q + ((size_t)row * heads + head) * k_dim : k + (size_t)row * k_width + (head - heads) * k_dim;
     for (unsigned i = lane; i < k_dim; i += 32) x[i] = from[i];
     __syncwarp();
-    normalise(x, is_query ? q_norm : k_norm, k_dim, eps);
+    normalise(x, is_query ? q_norm : k_norm, k_dim, is_query ? q_eps : k_eps);
     rotate(x, rotation, position);
     if (is_query) {
         float* to = q + ((size_t)row * heads + head) * k_dim;
@@ -112,11 +112,12 @@ __device__ __forceinline__ void latent(float* q, const float* rows, T* cache, co
 #define KTX_INPUTS(suffix, type)                                                                                   \
     extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                       \
         ktx_grouped_inputs_##suffix(float* q, const float* k, const float* v, type* cache, const float* q_norm,    \
-                                    const float* k_norm, float eps, const float* table, unsigned rope_dim,         \
+                                    const float* k_norm, float q_eps, float k_eps, const float* table,             \
+                                    unsigned rope_dim,                                                             \
                                     unsigned table_positions, int interleaved, const unsigned* positions,          \
                                     const unsigned* row_sequence, const unsigned* page_table, unsigned max_pages,  \
                                     unsigned heads, unsigned kv_heads, unsigned k_dim, unsigned v_dim) {           \
-        grouped<type>(q, k, v, cache, q_norm, k_norm, eps, Rotation{table, rope_dim, table_positions, interleaved}, \
+        grouped<type>(q, k, v, cache, q_norm, k_norm, q_eps, k_eps, Rotation{table, rope_dim, table_positions, interleaved}, \
                       positions, row_sequence, page_table, max_pages, heads, kv_heads, k_dim, v_dim);              \
     }                                                                                                              \
     extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                       \

@@ -127,6 +127,33 @@ impl GroupedQueryAttention {
             },
         )
     }
+
+    /// The norms of the heads, rotation and the new rows to the cache in one kernel, where all of it is on
+    /// one GPU and no operator there does something of its own.
+    fn positioned_on_gpu(
+        &self,
+        cx: &mut Forward<'_>,
+        slot: KvSlot,
+        projected: [Act; 3],
+    ) -> Result<bool, OpError> {
+        let device = projected[0].device();
+        let (Some(gpu), Some(rotation)) = (cx.gpu(projected[0]), self.rotary.gpu_rotation(device))
+        else {
+            return Ok(false);
+        };
+        let norms = match &self.head_norms {
+            None => None,
+            Some((q, k)) => match (q.gpu_weight(device), k.gpu_weight(device)) {
+                (Some(q), Some(k)) => Some([q, k]),
+                _ => return Ok(false),
+            },
+        };
+        let (step, kv) = (cx.workspace.step(device), &cx.kv[slot.0]);
+        let projected = projected.map(|act| cx.workspace.matrix(act));
+        cuda::gqa_inputs(&gpu, &self.shape(), kv, step, projected, norms, rotation)
+            .map_err(refused)?;
+        Ok(true)
+    }
 }
 
 impl KModule for GroupedQueryAttention {
@@ -224,10 +251,12 @@ impl Attention for GroupedQueryAttention {
                 self.v_proj.as_ref(),
             ];
             forward_joined(cx, projections, x, [q, k, v])?;
-            let norms = self.head_norms.as_ref();
-            self.position(cx, q, heads, norms.map(|(q, _)| q.as_ref()))?;
-            self.position(cx, k, kv_heads, norms.map(|(_, k)| k.as_ref()))?;
-            write_cache(cx, slot, k, Some(v))?;
+            if !self.positioned_on_gpu(cx, slot, [q, k, v])? {
+                let norms = self.head_norms.as_ref();
+                self.position(cx, q, heads, norms.map(|(q, _)| q.as_ref()))?;
+                self.position(cx, k, kv_heads, norms.map(|(_, k)| k.as_ref()))?;
+                write_cache(cx, slot, k, Some(v))?;
+            }
 
             let attended = cx.alloc(device, rows, heads * spec.head_dim)?;
             if let Some(gpu) = cx.gpu(q) {

@@ -7,7 +7,7 @@
 //! less, for a long prompt the second computes less.
 
 use ktx_gguf::GgmlType;
-use ktx_kernels::attention::cuda::{self, DeviceMlaQuery};
+use ktx_kernels::attention::cuda::{self, DeviceMlaQuery, RotatedParts, mla_inputs};
 use ktx_kernels::attention::{AttentionShape, MlaQuery, MlaShape, dense, mla};
 use ktx_kernels::cuda::Gpu;
 use ktx_kernels::device::Device;
@@ -196,6 +196,9 @@ impl KDeepseekV2Attention {
                     b.forward(cx, low, q)?;
                 }
             }
+            if self.positioned_on_gpu(cx, slot, q, cache)? {
+                return Ok(());
+            }
             self.normalise_compressed(cx, cache)?;
             let offset = spec.qk_nope_head_dim;
             let heads = HeadSpan {
@@ -212,6 +215,34 @@ impl KDeepseekV2Attention {
             self.rotary.forward(cx, cache, shared)?;
             write_cache(cx, slot, cache, None)
         })
+    }
+
+    /// The norm, the rotations and the new rows to the cache in one kernel, where all of it is on one GPU
+    /// and no operator there does something of its own.
+    fn positioned_on_gpu(
+        &self,
+        cx: &mut Forward<'_>,
+        slot: KvSlot,
+        q: Act,
+        cache: Act,
+    ) -> Result<bool, OpError> {
+        let device = q.device();
+        let (Some(gpu), Some(norm), Some(rotation)) = (
+            cx.gpu(q),
+            self.kv_norm.gpu_weight(device),
+            self.rotary.gpu_rotation(device),
+        ) else {
+            return Ok(false);
+        };
+        let parts = RotatedParts {
+            stride: self.spec.q_head_dim(),
+            offset: self.spec.qk_nope_head_dim,
+        };
+        let (step, kv) = (cx.workspace.step(device), &cx.kv[slot.0]);
+        let [q, rows] = [q, cache].map(|act| cx.workspace.matrix(act));
+        let shape = self.absorbed_shape();
+        mla_inputs(&gpu, &shape, kv, step, q, parts, rows, norm, rotation).map_err(refused)?;
+        Ok(true)
     }
 
     /// Normalises the compressed part of each row, in place.

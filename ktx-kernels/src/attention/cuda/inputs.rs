@@ -30,13 +30,11 @@ impl DeviceRotation<'_> {
     }
 }
 
-/// Norms of the heads of q and of k, a row of floats each, and their epsilon.
+/// A norm of rows: its weight, a row of floats, and its epsilon.
 #[derive(Debug, Clone, Copy)]
-pub struct DeviceHeadNorms<'a> {
-    /// Weight of q's heads, `[k_head_dim]`.
-    pub q: &'a DeviceBuffer,
-    /// Weight of k's heads, `[k_head_dim]`.
-    pub k: &'a DeviceBuffer,
+pub struct DeviceNorm<'a> {
+    /// Factor of each element.
+    pub weight: &'a DeviceBuffer,
     /// Added to the mean square.
     pub eps: f32,
 }
@@ -61,7 +59,7 @@ pub fn gqa_inputs(
     kv: &LayerKv,
     step: StepView,
     [q, k, v]: [DeviceMatrix; 3],
-    norms: Option<&DeviceHeadNorms<'_>>,
+    norms: Option<[DeviceNorm<'_>; 2]>,
     rotation: DeviceRotation<'_>,
 ) -> Result<(), CudaError> {
     shape.check();
@@ -86,20 +84,18 @@ pub fn gqa_inputs(
     }
     check_step(rows, step, rotation.table, shape.k_head_dim);
     let bytes = shape.k_head_dim * size_of::<f32>();
-    if let Some(norms) = norms {
-        assert!(
-            norms.q.bytes() == bytes && norms.k.bytes() == bytes,
-            "inputs: norms"
-        );
+    for norm in norms.iter().flatten() {
+        assert_eq!(norm.weight.bytes(), bytes, "inputs: a norm's weight");
     }
     if rows == 0 {
         return Ok(());
     }
     let mut args = vec![q.arg(), k.arg(), v.arg(), Arg::Ptr(cache.address())];
     args.extend([
-        Arg::Ptr(norms.map_or(0, |norms| norms.q.address())),
-        Arg::Ptr(norms.map_or(0, |norms| norms.k.address())),
-        Arg::F32(norms.map_or(0.0, |norms| norms.eps)),
+        Arg::Ptr(norms.map_or(0, |[q, _]| q.weight.address())),
+        Arg::Ptr(norms.map_or(0, |[_, k]| k.weight.address())),
+        Arg::F32(norms.map_or(0.0, |[q, _]| q.eps)),
+        Arg::F32(norms.map_or(0.0, |[_, k]| k.eps)),
     ]);
     args.extend(rotation.args());
     args.extend(step_args(step));
@@ -131,7 +127,7 @@ pub struct RotatedParts {
 }
 
 /// Rotates the parts of `q` that `parts` names in place, and brings `rows` `[rows, kv_lora + rope]` to the
-/// cache: the first part normalised with `norm` `[kv_lora]`, the second rotated. `rows` stay as they are.
+/// cache: the first part normalised by `norm` `[kv_lora]`, the second rotated. `rows` stay as they are.
 ///
 /// # Errors
 /// What the driver refuses.
@@ -147,8 +143,7 @@ pub fn mla_inputs(
     q: DeviceMatrix,
     parts: RotatedParts,
     rows: DeviceMatrix,
-    norm: &DeviceBuffer,
-    eps: f32,
+    norm: DeviceNorm<'_>,
     rotation: DeviceRotation<'_>,
 ) -> Result<(), CudaError> {
     let (width, cache) = (shape.kv_lora + shape.rope, device_cache(kv, gpu));
@@ -168,7 +163,7 @@ pub fn mla_inputs(
         "inputs: rotated parts"
     );
     assert_eq!(
-        norm.bytes(),
+        norm.weight.bytes(),
         shape.kv_lora * size_of::<f32>(),
         "inputs: norm"
     );
@@ -178,7 +173,7 @@ pub fn mla_inputs(
         return Ok(());
     }
     let mut args = vec![q.arg(), rows.arg(), Arg::Ptr(cache.address())];
-    args.extend([Arg::Ptr(norm.address()), Arg::F32(eps)]);
+    args.extend([Arg::Ptr(norm.weight.address()), Arg::F32(norm.eps)]);
     args.extend(rotation.args());
     args.extend(step_args(step));
     let sizes = [shape.heads, parts.stride, parts.offset, shape.kv_lora];

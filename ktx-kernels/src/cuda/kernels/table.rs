@@ -273,8 +273,8 @@ static COMPILED: &[Compiled] = &[
 static SOURCES: &[(&str, u64)] = &[
     ("activation/activation.cu", 0x51b2891ff8143b3e),
     ("attention/append.cu", 0xaab3af77231d92ae),
-    ("attention/generate.cu", 0x8cda95b093aebaa7),
-    ("attention/inputs.cu", 0xb1707c83a5ea9344),
+    ("attention/generate.cu", 0x2de0141b3bb18bee),
+    ("attention/inputs.cu", 0xce8dc5dced2b7e6),
     ("attention/join.cu", 0xce33678e1d91aa96),
     ("attention/latent.cu", 0xf235475083797fd3),
     ("attention/prompt.cu", 0xb4179348f3a4071d),
