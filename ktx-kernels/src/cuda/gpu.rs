@@ -5,16 +5,12 @@ use std::ffi::{CString, c_int, c_void};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUfunction, CUfunction_attribute_enum as FunctionAttribute,
-    CUlaunchAttributeID_enum as LaunchAttribute, CUmodule, CUstream,
+    self, CUcontext, CUfunction, CUfunction_attribute_enum as FunctionAttribute, CUmodule, CUstream,
 };
 
 use super::artifacts;
 use super::error::{CudaError, cu};
 use super::probe::{self, GpuInfo};
-
-/// First version of CUDA whose driver records early starts in graphs.
-const EARLY_STARTS: i32 = 12_030;
 
 /// A GPU with its context and one stream, on which everything runs in order. Clones are the same GPU.
 #[derive(Clone)]
@@ -27,8 +23,6 @@ struct Inner {
     device: sys::CUdevice,
     context: CUcontext,
     stream: CUstream,
-    /// Whether kernels may start before the one before them is done.
-    starts_early: bool,
     loaded: Mutex<Loaded>,
 }
 
@@ -67,6 +61,7 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: u32,
+    /// Whether it may start while the kernel before it ends.
     early: bool,
 }
 
@@ -94,9 +89,8 @@ impl Launch {
         }
     }
 
-    /// For a kernel that calls `wait_for_previous_kernel` before it touches anything: its blocks may be
-    /// started while the kernel before still runs, which hides most of a launch (a microsecond on an H100).
-    /// Without effect before sm_90 and with drivers before CUDA 12.3, which cannot record it.
+    /// The same, started while the kernel before it ends where GPU and driver can: for kernels that wait for
+    /// that one themselves (`wait_for_previous_kernel`) before they read or write what it may.
     pub fn early(self) -> Self {
         Self {
             early: true,
@@ -161,7 +155,6 @@ impl Gpu {
                 device,
                 context,
                 stream,
-                starts_early: info.compute.0 >= 9 && probe::driver()?.version >= EARLY_STARTS,
                 loaded: Mutex::default(),
             }),
         })
@@ -312,27 +305,61 @@ impl Gpu {
             };
             *pointer = value.cast_mut();
         }
-        let mut early = sys::CUlaunchAttribute {
-            id: LaunchAttribute::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        if launch.early && self.starts_early() {
+            return self.launch_early(function, launch, &mut pointers);
+        }
+        // SAFETY: the caller vouches for the arguments; the driver copies their values before it returns.
+        unsafe {
+            cu!(cuLaunchKernel(
+                function.handle,
+                gx,
+                gy,
+                gz,
+                bx,
+                by,
+                bz,
+                launch.shared,
+                self.inner.stream,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            ))
+        }
+    }
+
+    /// Whether kernels can start while the one before ends, in recorded graphs too: Hopper and later, CUDA 12.3.
+    fn starts_early(&self) -> bool {
+        self.compute() >= 90 && probe::driver().is_ok_and(|driver| driver.version >= 12_030)
+    }
+
+    /// Starts a kernel that waits for the one before it by itself.
+    fn launch_early(
+        &self,
+        function: Function,
+        launch: Launch,
+        pointers: &mut [*mut c_void],
+    ) -> Result<(), CudaError> {
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue {
                 programmaticStreamSerializationAllowed: 1,
             },
         };
-        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         let config = sys::CUlaunchConfig {
-            gridDimX: gx,
-            gridDimY: gy,
-            gridDimZ: gz,
-            blockDimX: bx,
-            blockDimY: by,
-            blockDimZ: bz,
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.block[0],
+            blockDimY: launch.block[1],
+            blockDimZ: launch.block[2],
             sharedMemBytes: launch.shared,
             hStream: self.inner.stream,
-            attrs: &mut early,
-            numAttrs: u32::from(launch.early && self.inner.starts_early),
+            attrs: &mut attribute,
+            numAttrs: 1,
         };
-        // SAFETY: the caller vouches for the arguments; the driver copies their values before it returns.
+        // SAFETY: the configuration and its attribute live through the call; the arguments are vouched for by
+        // the caller of `launch`, and the driver copies their values before it returns.
         unsafe {
             cu!(cuLaunchKernelEx(
                 &config,
