@@ -186,8 +186,10 @@ impl Job<'_> {
         }
     }
 
+    /// Not for an early start: the waiting blocks of a large kernel take room from the one before it
+    /// (latent attention and its join are a fifth slower with it on an H100).
     fn grid(&self, cut: Cut, threads: usize) -> Launch {
-        Launch::grid([cut.tiles, self.kv_heads, cut.splits], threads as u32).early()
+        Launch::grid([cut.tiles, self.kv_heads, cut.splits], threads as u32)
     }
 
     /// The arguments of the tensor-core kernels.
@@ -219,7 +221,7 @@ impl Job<'_> {
         args.push(Arg::U32(stages as u32));
         let name = format!("ktx_generate_{}_{}", self.k_dim, self.v_dim);
         let function = self.gpu.function("attention/generate", &name)?;
-        let launch = self.grid(cut, 32 * warps).with_shared(bytes);
+        let launch = self.grid(cut, 32 * warps).with_shared(bytes).early();
         // SAFETY: the kernel's arguments; the callers checked every matrix and the cache against the shape.
         unsafe { self.gpu.launch(function, launch, &args) }
     }
@@ -321,7 +323,7 @@ impl Job<'_> {
             Arg::U32(cut.splits as u32),
             Arg::U32(LEAST_PAGES),
         ]);
-        let launch = Launch::grid([cut.entries, cut.tiles, self.kv_heads], JOIN_THREADS).early();
+        let launch = Launch::grid([cut.entries, cut.tiles, self.kv_heads], JOIN_THREADS);
         let function = self.gpu.function("attention/join", "ktx_attend_join")?;
         // SAFETY: as above; the parts are those that the kernel before left.
         unsafe { self.gpu.launch(function, launch, &args) }

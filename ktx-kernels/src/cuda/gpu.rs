@@ -65,6 +65,9 @@ pub struct Launch {
     early: bool,
 }
 
+/// Blocks of a kernel that is started early, at most: some for each multiprocessor.
+const MOST_EARLY_BLOCKS: u64 = 512;
+
 impl Launch {
     /// A row of blocks without dynamic shared memory.
     pub fn linear(blocks: usize, threads: u32) -> Self {
@@ -90,10 +93,12 @@ impl Launch {
     }
 
     /// The same, started while the kernel before it ends where GPU and driver can: for kernels that wait for
-    /// that one themselves (`wait_for_previous_kernel`) before they read or write what it may.
+    /// that one themselves (`wait_for_previous_kernel`) before they read or write what it may. Large grids
+    /// start as ever, since their waiting blocks would take room from the kernel before.
     pub fn early(self) -> Self {
+        let blocks = self.grid.iter().map(|n| u64::from(*n)).product::<u64>();
         Self {
-            early: true,
+            early: blocks <= MOST_EARLY_BLOCKS,
             ..self
         }
     }

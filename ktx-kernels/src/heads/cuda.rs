@@ -110,10 +110,7 @@ impl DeviceHeads {
         ];
         let (name, launch) = if tokens >= MANY && self.fits_tensor_cores(gpu, x_rows) {
             let blocks = [rows.div_ceil(TILE), tokens.div_ceil(TILE), heads];
-            (
-                "ktx_heads_many",
-                Launch::grid(blocks, THREADS as u32).early(),
-            )
+            ("ktx_heads_many", Launch::grid(blocks, THREADS as u32))
         } else {
             let lanes = (self.padded / CHUNK).next_power_of_two().clamp(8, 32);
             args.extend([Arg::U32(inner as u32), Arg::U32(lanes as u32)]);
