@@ -10,7 +10,7 @@
         tile_product<TOKENS, TYPE>(product, reinterpret_cast<__half*>(shared));                      \
     }
 
-// Grid: (tiles of tokens, rows / 128 rounded up), or rows / 64 with a gated activation.
+// Grid: (tiles of tokens, rows / 128 rounded up, parts of K), or rows / 64 with a gated activation.
 // Two blocks an SM, which hide each other's waits, leave 128 registers a thread: 20 bytes go to memory.
 KTX_GEMM(ktx_gemm_128, 128, ANY_TYPE)
 KTX_GEMM(ktx_gemm_64, 64, ANY_TYPE)
@@ -52,5 +52,19 @@ extern "C" __global__ void __launch_bounds__(256)
     for (u32 at = threadIdx.x * 2; at < stride; at += 512) {
         float first = at < columns ? from[at] : 0.0f, second = at + 1 < columns ? from[at + 1] : 0.0f;
         *reinterpret_cast<__half2*>(to + at) = __floats2half2_rn(first * factor, second * factor);
+    }
+}
+
+// `out = bias + residual + sum of parts`, the parts in their order. `count` values in rows of `columns`.
+extern "C" __global__ void __launch_bounds__(256)
+    ktx_gemm_sum(float* out, const float* parts, const float* bias, const float* residual, u32 part_count, u32 columns,
+                 u32 count) {
+    for (u32 at = blockIdx.x * 256 + threadIdx.x; at < count; at += gridDim.x * 256) {
+        float sum = parts[at];
+        for (u32 part = 1; part < part_count; ++part) {
+            sum += parts[static_cast<u64>(part) * count + at];
+        }
+        sum += bias ? bias[at % columns] : 0.0f;
+        out[at] = residual ? sum + residual[at] : sum;
     }
 }

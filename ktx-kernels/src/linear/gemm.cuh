@@ -16,6 +16,8 @@
 constexpr u32 TILE_ROWS = 128;
 constexpr u32 STEP = 64;
 constexpr u32 ANY_TYPE = 0xffffffffu;
+// How far ahead of their use codes of a row are asked for.
+constexpr u32 PREFETCH_BYTES = 512;
 
 // Part of the tokens, for one expert.
 struct TokenTile {
@@ -53,6 +55,8 @@ struct Product {
     u32 row_bytes;
     // Byte of a row where its power of two is.
     u32 factor_at;
+    // Bytes of a group of 32 columns in a row's first plane.
+    u32 code_bytes;
     u32 columns;
     u32 x_stride;
     u32 out_stride;
@@ -180,8 +184,9 @@ __device__ __forceinline__ __half* chunk_at(__half* stage, u32 row, u32 chunk) {
 }
 
 #if __CUDA_ARCH__ >= 750
-// One step of a warp's 64 x 32 part.
-__device__ __forceinline__ void multiply_stage(__half* weights, __half* tokens, u32 lane, float (&sums)[4][4][4]) {
+// One step of a warp's 64 x 32 part, of which `eights` times 8 tokens exist.
+__device__ __forceinline__ void multiply_stage(__half* weights, __half* tokens, u32 lane, u32 eights,
+                                               float (&sums)[4][4][4]) {
 #pragma unroll
     for (u32 k = 0; k < STEP / 16; ++k) {
         unsigned b[2][4];
@@ -196,7 +201,9 @@ __device__ __forceinline__ void multiply_stage(__half* weights, __half* tokens, 
             load_matrix_x4(a, chunk_at(weights, m * 16 + lane % 16, 2 * k + lane / 16));
 #pragma unroll
             for (u32 n = 0; n < 4; ++n) {
-                mma_16x8x16(sums[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+                if (n < eights) {
+                    mma_16x8x16(sums[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+                }
             }
         }
     }
@@ -213,11 +220,15 @@ __device__ __forceinline__ void read_chunk(const __half* from, float (&to)[8]) {
     }
 }
 
-__device__ __forceinline__ void multiply_stage(__half* weights, __half* tokens, u32 lane, float (&sums)[4][4][4]) {
+__device__ __forceinline__ void multiply_stage(__half* weights, __half* tokens, u32 lane, u32 eights,
+                                               float (&sums)[4][4][4]) {
 #pragma unroll 1
     for (u32 chunk = 0; chunk < STEP / 8; ++chunk) {
 #pragma unroll
         for (u32 n = 0; n < 4; ++n) {
+            if (n >= eights) {
+                break;
+            }
             float b[2][8];
             read_chunk(chunk_at(tokens, n * 8 + lane % 4 * 2, chunk), b[0]);
             read_chunk(chunk_at(tokens, n * 8 + lane % 4 * 2 + 1, chunk), b[1]);
@@ -282,7 +293,8 @@ __device__ __forceinline__ void for_each_token(const Product& p, const TokenTile
             if (token < tile.count) {
                 u32 position = tile.first + token;
                 u32 x_row = p.order ? p.order[position] : position;
-                write(n, next, static_cast<u64>(position) * p.out_stride, p.x_factors[x_row]);
+                u64 at = static_cast<u64>(blockIdx.z * p.tokens + position) * p.out_stride;
+                write(n, next, at, p.x_factors[x_row]);
             }
         }
     }
@@ -291,7 +303,8 @@ __device__ __forceinline__ void for_each_token(const Product& p, const TokenTile
 constexpr __host__ __device__ u32 tile_threads(u32 tokens) { return tokens * 2; }
 constexpr __host__ __device__ u32 tile_shared_bytes(u32 tokens) { return 2 * (TILE_ROWS + tokens) * STEP * 2; }
 
-// Block (column of tiles, row tile). `TOKENS` is 64 or 128; `tile_threads` threads, `tile_shared_bytes` of shared
+// Block (column of tiles, row tile, part of K). Every part of K writes a result of its own, `tokens * out_stride` values
+// after the one before, for `ktx_gemm_sum` to add up. `TOKENS` is 64 or 128; `tile_threads` threads, `tile_shared_bytes` of shared
 // memory.
 template <u32 TOKENS, u32 fixed>
 __device__ __forceinline__ void tile_product(const Product& p, __half* shared) {
@@ -369,25 +382,44 @@ __device__ __forceinline__ void tile_product(const Product& p, __half* shared) {
         }
     };
 
+    // Asks L2 for codes some steps before they are loaded: a step is shorter than DRAM takes.
+    auto prefetch_codes = [&](u32 at) {
+#pragma unroll
+        for (u32 i = 0; i < PER_THREAD; ++i) {
+            if (at < groups * p.code_bytes) {
+                prefetch_l2(rows[i] + at);
+            }
+        }
+    };
+
     float sums[4][4][4] = {};
     u32 warp_row = warp % 2 * 64, warp_token = warp / 2 * 32;
-    load_weights(0);
-    copy_tokens(0);
-    expand_weights(0);
-    if (steps > 1) {
-        load_weights(1);
+    u32 step_bytes = 2 * p.code_bytes;
+    u32 eights = tile.count > warp_token ? (tile.count - warp_token + 7) / 8 : 0;
+    u32 begin = blockIdx.z * steps / gridDim.z, end = (blockIdx.z + 1) * steps / gridDim.z;
+    for (u32 ahead = thread % 2 * 128; ahead < PREFETCH_BYTES; ahead += 256) {
+        prefetch_codes(begin * step_bytes + ahead);
     }
-    for (u32 step = 0; step < steps; ++step) {
+    load_weights(begin);
+    copy_tokens(begin);
+    expand_weights(begin);
+    if (begin + 1 < end) {
+        load_weights(begin + 1);
+    }
+    for (u32 step = begin; step < end; ++step) {
         copy_async_wait<0>();
         __syncthreads();
-        if (step + 1 < steps) {
+        if (step + 1 < end) {
+            prefetch_codes(step * step_bytes + PREFETCH_BYTES);
             copy_tokens(step + 1);
             expand_weights(step + 1);
-            if (step + 2 < steps) {
+            if (step + 2 < end) {
                 load_weights(step + 2);
             }
         }
-        multiply_stage(weights(step) + warp_row * STEP, tokens(step) + warp_token * STEP, lane, sums);
+        if (eights > 0) {
+            multiply_stage(weights(step) + warp_row * STEP, tokens(step) + warp_token * STEP, lane, eights, sums);
+        }
     }
 
     // A thread holds rows `lane / 4` and 8 more, tokens `lane % 4 * 2` and the next, of each 16 x 8.

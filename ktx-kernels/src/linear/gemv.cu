@@ -1,6 +1,6 @@
 // Products of weights with few tokens (generation): bound by reading the weights once.
 //
-// A warp takes one or two rows at a time, or several warps share a row where there are too few rows to fill the GPU.
+// A warp takes two rows at a time, or several warps share two where there are too few rows to fill the GPU.
 // A lane takes a group of 32 columns: one load of 16 bytes for 4-bit codes, eight 4-way integer products, about 45
 // instructions for 18 bytes, a quarter of what the SMs can issue while HBM delivers them.
 //
@@ -68,27 +68,47 @@ __device__ __forceinline__ Place place_of(const Targets& targets) {
     return {target, blockIdx.x - start, targets.of[target].end_block - start};
 }
 
-// Multiplies the rows that are the block's: `dot(rows, first, step, sums)` adds a lane's share. `first` and `step`
-// count lanes of all warps that share a row.
+// Rows of a block at a time.
+__device__ __forceinline__ u32 rows_per_block(const Target& target, u32 rows_per_warp) {
+    return blockDim.x / 32 / target.warps_per_row * rows_per_warp;
+}
+
+// Asks for the first weights that the warp reads, with those that share its rows.
+__device__ __forceinline__ void prefetch_rows(const Target& target, const Place& place, u32 rows_per_warp) {
+    u32 lanes = target.warps_per_row * 32;
+    u32 row = place.block * rows_per_block(target, rows_per_warp) + threadIdx.x / lanes * rows_per_warp;
+    if (row >= target.row_count) {
+        return;
+    }
+    u32 count = target.row_count - row < rows_per_warp ? target.row_count - row : rows_per_warp;
+    const u8* from = target.rows + static_cast<u64>(row) * target.row_bytes;
+    for (u32 at = threadIdx.x % lanes * 128; at < count * target.row_bytes; at += lanes * 128) {
+        prefetch_l2(from + at);
+    }
+}
+
+// Multiplies the rows that are the block's: `dot(rows, first, step, sums)` adds a lane's share. `first` and `step` count
+// lanes of all warps that share a row. All blocks work on neighbouring rows at any time: giving each warp rows of its
+// own in one piece took a third longer.
 template <int ROWS, int TOKENS, class Dot>
 __device__ __forceinline__ void walk_rows(const Target& target, const Place& place, u32 first_token, u32 tokens,
                                           Dot dot) {
     constexpr u32 most_warps = TOKENS == 1 ? MAX_WARPS : FEW_THREADS / 32;
     __shared__ float partial[most_warps][ROWS][TOKENS];
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    u32 share = target.warps_per_row, part = warp % share;
-    u32 rows_per_block = blockDim.x / 32 / share * ROWS;
-    for (u32 base = place.block * rows_per_block; base < target.row_count; base += place.blocks * rows_per_block) {
-        u32 row = base + warp / share * ROWS;
-        const u8* rows[ROWS];
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            u32 clamped = row + r < target.row_count ? row + r : target.row_count - 1;
-            rows[r] = target.rows + static_cast<u64>(clamped) * target.row_bytes;
-        }
+    u32 sharing = target.warps_per_row, part = warp % sharing;
+    u32 per_block = rows_per_block(target, ROWS);
+    for (u32 base = place.block * per_block; base < target.row_count; base += place.blocks * per_block) {
+        u32 row = base + warp / sharing * ROWS;
         float sums[ROWS][TOKENS] = {};
         if (row < target.row_count) {
-            dot(rows, part * 32 + lane, share * 32, sums);
+            const u8* rows[ROWS];
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) {
+                u32 known = row + r < target.row_count ? row + r : row;
+                rows[r] = target.rows + static_cast<u64>(known) * target.row_bytes;
+            }
+            dot(rows, part * 32 + lane, sharing * 32, sums);
         }
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
@@ -97,7 +117,7 @@ __device__ __forceinline__ void walk_rows(const Target& target, const Place& pla
                 sums[r][t] = warp_sum(sums[r][t]);
             }
         }
-        if (share > 1) {
+        if (sharing > 1) {
             // The warps of a row add up in a fixed order.
             if (lane == 0) {
 #pragma unroll
@@ -110,7 +130,7 @@ __device__ __forceinline__ void walk_rows(const Target& target, const Place& pla
             }
             __syncthreads();
             if (part == 0) {
-                for (u32 other = 1; other < share; ++other) {
+                for (u32 other = 1; other < sharing; ++other) {
 #pragma unroll
                     for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
@@ -138,23 +158,6 @@ __device__ __forceinline__ void walk_rows(const Target& target, const Place& pla
                 }
             }
         }
-    }
-}
-
-// Asks for the first weights that the block reads.
-__device__ __forceinline__ void prefetch_rows(const Target& target, const Place& place, u32 rows_per_warp) {
-    u32 rows_per_block = blockDim.x / 32 / target.warps_per_row * rows_per_warp;
-    u32 row = place.block * rows_per_block;
-    if (row >= target.row_count) {
-        return;
-    }
-    u32 rows = target.row_count - row < rows_per_block ? target.row_count - row : rows_per_block;
-    const u8* from = target.rows + static_cast<u64>(row) * target.row_bytes;
-    u32 bytes = rows * target.row_bytes;
-    // Up to 64 KiB of them.
-    bytes = bytes < 65536 ? bytes : 65536;
-    for (u32 at = threadIdx.x * 128; at < bytes; at += blockDim.x * 128) {
-        prefetch_l2(from + at);
     }
 }
 
@@ -276,13 +279,13 @@ extern "C" __global__ void __launch_bounds__(FEW_THREADS, 2) ktx_gemv_4(const __
     multiply_tokens<4>(targets);
 }
 
-// Grid: (blocks of the targets, tokens / 8 rounded up); 128 threads. Three blocks an SM, for loads under way, leave 168
-// registers; on some generations up to 40 bytes go to memory. The same holds for `ktx_gemv_f32`.
-extern "C" __global__ void __launch_bounds__(128, 3) ktx_gemv_8(const __grid_constant__ Targets targets) {
+// 256 threads. Grid: (blocks of the targets, tokens / 8 rounded up). Two blocks an SM leave 128 registers and up to 40
+// bytes to memory; blocks of 128 threads with 168 registers took an eighth longer.
+extern "C" __global__ void __launch_bounds__(FEW_THREADS, 2) ktx_gemv_8(const __grid_constant__ Targets targets) {
     multiply_tokens<8>(targets);
 }
 
-// Grid: (blocks of the targets, tokens / 4 rounded up); 128 threads.
+// 128 threads. Grid: (blocks of the targets, tokens / 4 rounded up). Up to 36 bytes go to memory on the newest.
 extern "C" __global__ void __launch_bounds__(128, 3) ktx_gemv_f32(const __grid_constant__ Targets targets) {
     Place place = place_of(targets);
     const Target& target = targets.of[place.target];

@@ -10,18 +10,19 @@ use crate::activation::GatedActivation;
 use crate::activation::cuda::gated;
 use crate::cuda::{Arg, CudaError, DeviceBuffer, DeviceMatrix, Gpu, Launch};
 use crate::linear::Precision;
-use crate::linear::cuda::gemm::{Halves, TileProduct};
+use crate::linear::cuda::gemm::{Halves, LARGE_TILE_TOKENS, SMALL_TILE_TOKENS, TileProduct};
 use crate::linear::cuda::gemv::quantized_bytes;
 use crate::linear::cuda::layout::RowLayout;
 use crate::linear::cuda::upload::{DeviceRows, type_number};
 
 const MODULE: &str = "moe/moe";
 /// Tokens up to which each token's experts are multiplied on their own.
-pub const MAX_FEW_TOKENS: usize = 16;
+/// Measured on an H100 with 128 experts of [2048, 768], 8 chosen: 64 tokens 408 us, grouped 583 us.
+pub const MAX_FEW_TOKENS: usize = 64;
 /// Tokens that go through at a time, which bounds the scratch.
 const CHUNK_TOKENS: usize = 2048;
 /// Tokens of an expert from which on the larger tile is used.
-const LARGE_TILE_TOKENS: usize = 96;
+const MANY_TOKENS: usize = 96;
 /// Warps of a block of `ktx_moe_gate_up`.
 const GATE_UP_WARPS: usize = 16;
 
@@ -276,7 +277,7 @@ impl GpuExperts {
             starts: place(experts + 1),
             order: place(slots),
             positions: place(slots),
-            tiles: place(4 * max_tiles(experts, slots, 64)),
+            tiles: place(4 * max_tiles(experts, slots, SMALL_TILE_TOKENS)),
             end,
         }
     }
@@ -379,9 +380,9 @@ impl GpuExperts {
         let (slots, top_k) = (chunk.slots(), chunk.routing.ids.cols());
         let places = self.places(chunk.x.rows(), top_k);
         let at = |floats: usize| scratch.address() + (floats * size_of::<f32>()) as u64;
-        let tile_tokens = match slots / self.experts.max(1) >= LARGE_TILE_TOKENS {
-            true => 128,
-            false => 64,
+        let tile_tokens = match slots / self.experts.max(1) >= MANY_TOKENS {
+            true => LARGE_TILE_TOKENS,
+            false => SMALL_TILE_TOKENS,
         };
         let tiles = max_tiles(self.experts, slots, tile_tokens);
         self.sort(&chunk, &places, at(0), tile_tokens, tiles)?;
@@ -409,7 +410,7 @@ impl GpuExperts {
                 ..gate
             };
             // SAFETY: `check` proved the shapes; the rest lies in the scratch.
-            unsafe { both.launch(gpu, tile_tokens, tiles) }?;
+            unsafe { both.launch(gpu, tile_tokens, tiles, 1) }?;
         } else {
             let up = TileProduct {
                 order: at(places.order),
@@ -417,8 +418,8 @@ impl GpuExperts {
             };
             // SAFETY: as above.
             unsafe {
-                gate.launch(gpu, tile_tokens, tiles)?;
-                up.launch(gpu, tile_tokens, tiles)?;
+                gate.launch(gpu, tile_tokens, tiles, 1)?;
+                up.launch(gpu, tile_tokens, tiles, 1)?;
             }
             // SAFETY: as for `h`.
             let up = unsafe { DeviceMatrix::new(at(places.y), slots, self.intermediate_size()) };
@@ -426,7 +427,7 @@ impl GpuExperts {
         }
         let h = Halves::convert(gpu, h, at(places.h_halves))?;
         // SAFETY: as above.
-        unsafe { tile_product(&self.down, 2, h, places.y).launch(gpu, tile_tokens, tiles) }?;
+        unsafe { tile_product(&self.down, 2, h, places.y).launch(gpu, tile_tokens, tiles, 1) }?;
         self.combine(&chunk, at(places.y), at(places.positions))
     }
 

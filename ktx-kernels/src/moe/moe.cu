@@ -53,18 +53,21 @@ __device__ __forceinline__ float activated(const Experts& p, float gate, float u
     return activated(product, gate, up);
 }
 
-// Quantises `count` rows of `columns` values to shared memory, by all threads.
-__device__ __forceinline__ void quantize_rows(void* shared, const float* x, u32 columns, u32 count) {
-    u32 groups = (columns + 31) / 32, quarters = groups * 8;
-    for (u32 row = 0; row < count; ++row) {
-        u8* to = static_cast<u8*>(shared) + row * quantized_bytes(groups);
-        const float* from = x + static_cast<u64>(row) * columns;
-        // Whole warps, because eight lanes work together.
-        for (u32 at = threadIdx.x; at < (quarters + 31) / 32 * 32; at += blockDim.x) {
-            quantize_quarter(to, groups, at / 8, at % 8, four_of(from, columns, 4 * at));
-        }
+// Quantises `columns` values to shared memory, by all threads.
+__device__ __forceinline__ void quantize_row(void* shared, const float* x, u32 columns) {
+    u32 groups = (columns + 31) / 32;
+    // Whole warps, because eight lanes work together.
+    for (u32 at = threadIdx.x; at < (groups * 8 + 31) / 32 * 32; at += blockDim.x) {
+        quantize_quarter(shared, groups, at / 8, at % 8, four_of(x, columns, 4 * at));
     }
     __syncthreads();
+}
+
+// Asks for a row, by a warp.
+__device__ __forceinline__ void prefetch_row(const u8* row, u32 bytes) {
+    for (u32 at = threadIdx.x % 32 * 128; at < bytes; at += 4096) {
+        prefetch_l2(row + at);
+    }
 }
 
 // This lane's part of two rows of one type times one token; with `exact` every weight is made a float.
@@ -96,11 +99,16 @@ __device__ __forceinline__ void gate_up(const Experts& p, u32 columns) {
     let_next_kernel_start();
     u32 slot = blockIdx.y, expert = p.ids[slot], lane = threadIdx.x % 32, warps = blockDim.x / 32;
     const float* x = p.x + static_cast<u64>(slot / p.top_k) * columns;
-    if (!exact && !(is_float_type(p.gate.type) && is_float_type(p.up.type))) {
-        quantize_rows(shared, x, columns, 1);
-    }
     u32 intermediate = p.gate.row_count;
     u64 first_row = static_cast<u64>(expert) * intermediate;
+    u64 first = first_row + blockIdx.x * warps + threadIdx.x / 32;
+    if (first < first_row + intermediate) {
+        prefetch_row(p.gate.rows + first * p.gate.row_bytes, p.gate.row_bytes);
+        prefetch_row(p.up.rows + first * p.up.row_bytes, p.up.row_bytes);
+    }
+    if (!exact && !(is_float_type(p.gate.type) && is_float_type(p.up.type))) {
+        quantize_row(shared, x, columns);
+    }
     Values values = {x, columns, 0};
     for (u32 row = blockIdx.x * warps + threadIdx.x / 32; row < intermediate; row += gridDim.x * warps) {
         const u8* gate = p.gate.rows + (first_row + row) * p.gate.row_bytes;
@@ -132,12 +140,15 @@ struct Chosen {
     u32 count;
 };
 
-// This lane's part of an output: row `row` of every chosen expert times its part of `x`, weighted.
+// This lane's part of an output: row `row` of every chosen expert times its part of `x`, weighted. The chosen experts'
+// parts lie one after the other in `x`, as one long row.
 template <u32 type>
 __device__ __forceinline__ float down_codes(const Stack& down, const Chosen& chosen, u32 row, u32 groups, u32 lane,
-                                            const u8* x) {
+                                            const void* x) {
     using F = Format<type>;
     constexpr int AHEAD = sizeof(typename F::Raw) > 32 ? 1 : 2;
+    u32 all = chosen.count * groups;
+    Quantized part = quantized_at(x, all);
     float sum = 0;
     u32 choice = 0, group = lane;
     auto settle = [&] {
@@ -147,9 +158,9 @@ __device__ __forceinline__ float down_codes(const Stack& down, const Chosen& cho
         }
     };
     settle();
-    while (choice < chosen.count) {
+    for (u32 place = lane; place < all; place += AHEAD * 32) {
         typename F::Raw raw[AHEAD];
-        u32 places[AHEAD], group_of[AHEAD];
+        u32 group_of[AHEAD];
         float weights[AHEAD];
 #pragma unroll
         for (int a = 0; a < AHEAD; ++a) {
@@ -157,7 +168,6 @@ __device__ __forceinline__ float down_codes(const Stack& down, const Chosen& cho
             bool valid = choice < chosen.count;
             u32 known = valid ? choice : 0;
             group_of[a] = group;
-            places[a] = known * quantized_bytes(groups);
             weights[a] = valid ? chosen.weights[known] : 0.0f;
             u64 at = static_cast<u64>(chosen.ids[known]) * down.row_count + row;
             raw[a] = F::load(down.rows + at * down.row_bytes, groups, group);
@@ -168,9 +178,8 @@ __device__ __forceinline__ float down_codes(const Stack& down, const Chosen& cho
         for (int a = 0; a < AHEAD; ++a) {
             Codes codes;
             F::unpack(raw[a], group_of[a], codes);
-            Quantized part = quantized_at(x + places[a], groups);
-            sum += weights[a] * group_product<F>(codes, part.first[group_of[a]], part.second[group_of[a]],
-                                                 part.scales[group_of[a]]);
+            u32 at = place + a * 32 < all ? place + a * 32 : 0;
+            sum += weights[a] * group_product<F>(codes, part.first[at], part.second[at], part.scales[at]);
         }
     }
     return sum;
@@ -204,18 +213,24 @@ __device__ __forceinline__ void down(const Experts& p, u32 columns) {
     u64 first = static_cast<u64>(token) * p.top_k;
     const float* h = p.h + first * columns;
     Chosen chosen = {p.ids + first, p.weights + first, p.top_k};
-    if (!exact && !is_float_type(p.down.type)) {
-        quantize_rows(shared, h, columns, p.top_k);
+    u32 hidden = p.down.row_count, first_row = blockIdx.x * warps + threadIdx.x / 32;
+    if (first_row < hidden) {
+        for (u32 choice = 0; choice < p.top_k; ++choice) {
+            u64 at = static_cast<u64>(chosen.ids[choice]) * hidden + first_row;
+            prefetch_row(p.down.rows + at * p.down.row_bytes, p.down.row_bytes);
+        }
     }
-    const u8* x = reinterpret_cast<const u8*>(shared);
-    u32 hidden = p.down.row_count;
-    for (u32 row = blockIdx.x * warps + threadIdx.x / 32; row < hidden; row += gridDim.x * warps) {
+    if (!exact && !is_float_type(p.down.type)) {
+        // Codes come in whole groups, so that the rows of all choices are one.
+        quantize_row(shared, h, columns * p.top_k);
+    }
+    for (u32 row = first_row; row < hidden; row += gridDim.x * warps) {
         float sum = 0;
         switch (p.down.type) {
 #define KTX_CASE(TYPE)                                                                      \
     case TYPE:                                                                              \
         sum = exact ? down_floats<TYPE>(p.down, chosen, row, columns, lane, h)              \
-                    : down_codes<TYPE>(p.down, chosen, row, groups, lane, x);               \
+                    : down_codes<TYPE>(p.down, chosen, row, groups, lane, shared);          \
         break;
             KTX_CODE_TYPES(KTX_CASE)
 #undef KTX_CASE

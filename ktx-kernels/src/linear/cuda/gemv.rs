@@ -1,5 +1,7 @@
 //! Products with few tokens; see `gemv.cu`.
 
+use ktx_gguf::GgmlType;
+
 use super::layout::{GROUP, is_float};
 use super::upload::type_number;
 use super::{Norm, Product};
@@ -10,10 +12,14 @@ const MODULE: &str = "linear/gemv";
 const MAX_WARPS: usize = 32;
 /// Matrices that one launch multiplies.
 pub(super) const MAX_TARGETS: usize = 4;
-/// Blocks of a matrix per multiprocessor of the kernels for several tokens, at most.
-const BLOCKS_PER_SM: usize = 4;
 /// Warps per multiprocessor below which warps share a row.
-const FEW_WARPS_PER_SM: usize = 4;
+const FEW_WARPS_PER_SM: usize = 8;
+/// Most warps that share a row.
+const MAX_SHARE: usize = 8;
+/// Rows that a warp multiplies at once.
+const ROWS_PER_WARP: usize = 2;
+/// Columns up to which a block of one token takes at most half of an SM.
+const SHORT_COLS: usize = 4096;
 /// Dynamic shared memory that every GPU gives a block.
 const SHARED_BYTES: usize = 44 << 10;
 /// Threads of a block that quantises, four values each.
@@ -54,7 +60,7 @@ struct Targets {
     count: u32,
 }
 
-/// Which kernel, with its rows of weights per warp and its tokens per block.
+/// Which kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kernel {
     One,
@@ -73,17 +79,12 @@ impl Kernel {
         }
     }
 
-    fn rows_per_warp(self) -> usize {
-        if self == Self::Exact { 1 } else { 2 }
-    }
-
-    /// Warps of a block for matrices that would fill `warps` warps of each multiprocessor. One token: as many
-    /// as there is work for, so that an SM quantises the activations once.
-    fn warps(self, warps: usize) -> usize {
+    /// Warps of a block, at most.
+    fn most_warps(self) -> usize {
         match self {
-            Self::One => warps.next_power_of_two().clamp(4, MAX_WARPS),
-            Self::Four => 8,
-            Self::Eight | Self::Exact => 4,
+            Self::One => MAX_WARPS,
+            Self::Four | Self::Eight => 8,
+            Self::Exact => 4,
         }
     }
 
@@ -159,7 +160,7 @@ fn quantize(gpu: &Gpu, x: DeviceMatrix, to: DeviceMatrix) -> Result<(), CudaErro
     unsafe {
         gpu.launch(
             gpu.function(MODULE, "ktx_quantize")?,
-            Launch::grid(grid, QUANTIZE_THREADS as u32),
+            Launch::grid(grid, QUANTIZE_THREADS as u32).early(),
             &args,
         )
     }
@@ -184,20 +185,11 @@ fn launch(
         count: products.len() as u32,
         ..Targets::default()
     };
-    let multiprocessors = gpu.info().multiprocessors;
-    let row_warps = |product: &Product<'_>| product.weights.rows().div_ceil(kernel.rows_per_warp());
-    let all_warps: usize = products.iter().map(row_warps).sum();
-    let share = warps_per_row(all_warps, multiprocessors);
-    let warps = kernel.warps((all_warps * share).div_ceil(multiprocessors));
-    let most_blocks = match kernel {
-        Kernel::One => multiprocessors * MAX_WARPS / warps,
-        _ => multiprocessors * BLOCKS_PER_SM,
-    };
+    let shape = Shape::of(kernel, products, x.cols(), gpu.info().multiprocessors);
     let mut end_block = 0;
-    for (target, product) in targets.of.iter_mut().zip(products) {
+    for (index, (target, product)) in targets.of.iter_mut().zip(products).enumerate() {
         let rows = &product.weights.rows;
-        let blocks = (row_warps(product) * share).div_ceil(warps);
-        end_block += blocks.min(most_blocks);
+        end_block += shape.blocks[index];
         *target = Target {
             rows: rows.buffer.address(),
             bias: product.bias.map_or(0, DeviceBuffer::address),
@@ -208,24 +200,97 @@ fn launch(
             row_bytes: rows.layout.bytes as u32,
             out_stride: rows.rows as u32,
             end_block: end_block as u32,
-            warps_per_row: share as u32,
+            warps_per_row: shape.warps_per_row[index] as u32,
         };
     }
     let grid = [end_block, x.rows().div_ceil(kernel.tokens()), 1];
-    let launch = Launch::grid(grid, 32 * warps as u32).with_shared(shared);
+    let launch = Launch::grid(grid, 32 * shape.warps as u32)
+        .with_shared(shared)
+        .early();
     let args = [Arg::Struct(std::ptr::from_ref(&targets).cast())];
     // SAFETY: the kernel's argument; callers checked every shape against its matrix.
     unsafe { gpu.launch(gpu.function(MODULE, kernel.name())?, launch, &args) }
 }
 
-/// Most warps that share a row: those of the smallest block.
-const MAX_SHARE: usize = 4;
+/// How a launch is cut.
+struct Shape {
+    /// Warps of a block.
+    warps: usize,
+    /// Blocks of each matrix.
+    blocks: [usize; MAX_TARGETS],
+    /// Warps that share a row of each matrix.
+    warps_per_row: [usize; MAX_TARGETS],
+}
 
-/// How many warps share a row, so that there are enough to fill the GPU.
-fn warps_per_row(warps: usize, multiprocessors: usize) -> usize {
+impl Shape {
+    /// One token: one block an SM with as many warps as there is work for, so that the activations are
+    /// quantised once an SM. More tokens: as many small blocks as fit.
+    fn of(kernel: Kernel, products: &[Product<'_>], cols: usize, multiprocessors: usize) -> Self {
+        let mut shape = Self {
+            warps: kernel.most_warps(),
+            blocks: [0; MAX_TARGETS],
+            warps_per_row: [1; MAX_TARGETS],
+        };
+        let mut wanted = [0; MAX_TARGETS];
+        for (index, product) in products.iter().enumerate() {
+            let share = warps_per_row(product, multiprocessors).min(kernel.most_warps());
+            shape.warps_per_row[index] = share;
+            wanted[index] = product.weights.rows().div_ceil(ROWS_PER_WARP) * share;
+        }
+        let all: usize = wanted.iter().sum();
+        if kernel == Kernel::One {
+            shape.warps = one_token_warps(cols, all.div_ceil(multiprocessors));
+        }
+        let most_blocks = match kernel {
+            Kernel::One => multiprocessors * (MAX_WARPS / shape.warps),
+            Kernel::Four | Kernel::Eight => 2 * multiprocessors,
+            Kernel::Exact => 3 * multiprocessors,
+        };
+        let fits = all <= most_blocks * shape.warps;
+        for (blocks, wanted) in shape.blocks.iter_mut().zip(wanted) {
+            let all_of_it = wanted.div_ceil(shape.warps);
+            *blocks = match fits {
+                true => all_of_it,
+                // Its part of the blocks that fit at once.
+                false => (most_blocks * wanted / all).clamp(wanted.min(1), all_of_it),
+            };
+        }
+        shape
+    }
+}
+
+/// Warps of a block for one token: enough to quantise its `cols` values at once, up to half of an SM, so that the
+/// next kernel's blocks can start beside them; all of an SM for long rows where `warps` of work an SM fill it,
+/// because quantising them twice costs more than that saves.
+fn one_token_warps(cols: usize, warps: usize) -> usize {
+    if cols <= 1024 {
+        8
+    } else if cols <= SHORT_COLS || warps <= MAX_WARPS / 2 {
+        MAX_WARPS / 2
+    } else {
+        MAX_WARPS
+    }
+}
+
+/// How many warps share a pair of rows: as many as leave each lane two loads of either, which are under way
+/// at once, or more where there are few rows, within the warps that the GPU holds.
+fn warps_per_row(product: &Product<'_>, multiprocessors: usize) -> usize {
+    let rows = &product.weights.rows;
+    let (columns_per_load, most) = match rows.layout.ty {
+        GgmlType::F32 => (4, MAX_SHARE),
+        GgmlType::F16 | GgmlType::BF16 => (8, MAX_SHARE),
+        _ => (GROUP, MAX_SHARE / 2),
+    };
+    let loads = rows.cols.div_ceil(columns_per_load);
+    let pairs = rows.rows.div_ceil(ROWS_PER_WARP);
     let mut share = 1;
-    while share < MAX_SHARE && warps * share < multiprocessors * FEW_WARPS_PER_SM {
+    loop {
+        let more_than_a_round = loads > 64 * share;
+        let few = loads > 16 * share && pairs * share < multiprocessors * FEW_WARPS_PER_SM;
+        let fits = 2 * share <= most && 2 * pairs * share <= multiprocessors * MAX_WARPS;
+        if !fits || !(more_than_a_round || few) {
+            return share;
+        }
         share *= 2;
     }
-    share
 }

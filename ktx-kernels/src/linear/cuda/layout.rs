@@ -18,6 +18,8 @@ pub(crate) struct RowLayout {
     pub(crate) bytes: usize,
     /// The byte where its power of two is.
     pub(crate) factor_at: usize,
+    /// Bytes of a group in the first plane.
+    pub(crate) code_bytes: usize,
 }
 
 impl RowLayout {
@@ -35,6 +37,13 @@ impl RowLayout {
             ty,
             bytes: (factor_at + 4).next_multiple_of(16),
             factor_at,
+            code_bytes: match ty {
+                F32 => 128,
+                F16 | BF16 => 64,
+                Q8_0 => 32,
+                Q2_K | Q3_K => 8,
+                _ => 16,
+            },
         }
     }
 }

@@ -101,7 +101,10 @@ impl GpuMatrix {
     /// Floats of scratch that products of up to `tokens` tokens of `cols` values need.
     pub fn scratch_floats(tokens: usize, cols: usize) -> usize {
         let few = gemv::padded_tokens(tokens.min(MAX_FEW_TOKENS)) * gemv::quantized_bytes(cols) / 4;
-        few.max(gemm::Halves::floats(tokens, cols))
+        match tokens <= MAX_FEW_TOKENS {
+            true => few,
+            false => few.max(gemm::scratch_floats(tokens, cols)),
+        }
     }
 
     /// `out = x W^T + bias`: `x` `[tokens, cols]`, `out` `[tokens, rows]`.
