@@ -50,6 +50,9 @@ else
 fi
 # No unexpected status, no answer outside of its schema, no crash. Values that OpenAPI cannot express (a model's
 # name, tokens of the vocabulary) make requests invalid that its document allows: these may be refused.
+# It keeps what it found in the folder that it is called in.
+clients=$(realpath "$clients")
+cd "$clients"
 check 'schemathesis' "$clients/venv/bin/schemathesis" run "$KTX_URL/openapi.json" \
     --header "Authorization: Bearer $KTX_API_KEY" --max-examples "${EXAMPLES:-40}" --request-timeout 60 \
     --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
