@@ -5,6 +5,7 @@ mod devices;
 mod fp8;
 mod generation;
 mod goldens;
+mod gpu;
 #[cfg(target_os = "linux")]
 mod memory;
 mod naive;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ktx_kernels::cuda::Gpu;
+use ktx_kernels::cuda::{self, Gpu};
 use ktx_kernels::device::{Device, DeviceKind};
 use ktx_kernels::kv::{KvError, KvType, LayerKv, PAGE_TOKENS, PageId, SequenceKv};
 use ktx_kernels::linear::Precision;
@@ -173,6 +173,8 @@ impl Runtime {
         store: Arc<dyn WeightStore>,
         progress: &mut dyn FnMut(LoadProgress) -> bool,
     ) -> Result<Self, EngineError> {
+        let on_gpus = parts.devices.iter().any(|d| !d.is_cpu());
+        let _turn = on_gpus.then(cuda::turn);
         let mut loader = Loader::new(store.as_ref(), progress).with_context(settings.context);
         let scope = match parts.model.layerwise() {
             Some(_) => LoadScope::Generation,
@@ -289,6 +291,7 @@ impl Runtime {
         observer: Option<&mut dyn Observer>,
         on_logits: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), EngineError> {
+        let _turn = self.steps.use_gpus().then(cuda::turn);
         // A model that reads long prompts layer by layer reads short ones as it generates.
         let operators = match self.parts.model.layerwise() {
             Some(_) => Phase::Generate,
@@ -405,6 +408,7 @@ impl Runtime {
         cancelled: &dyn Fn() -> bool,
         on_logits: &mut dyn FnMut(&mut [f32]),
     ) -> Result<bool, EngineError> {
+        let _turn = self.steps.use_gpus().then(cuda::turn);
         let layers = self.parts.model.layerwise().map_or(0, Layerwise::layers);
         let width = self.parts.head.in_features();
         let mut states = Vec::new();

@@ -59,6 +59,8 @@ impl Seconds {
 pub(super) struct PartCost {
     /// Bytes of weights and cache.
     pub bytes: u64,
+    /// Those of them that the host holds already, if it is there: of a head that is the embedding, too.
+    pub on_host: u64,
     pub cpu: Seconds,
     pub gpu: Seconds,
 }
@@ -69,7 +71,7 @@ pub(super) struct StageCost {
     pub home: PartCost,
     pub ffn: Option<PartCost>,
     pub experts: Option<PartCost>,
-    /// Whether the home may be on a GPU: the embedding may not, nor a head that is the embedding, too.
+    /// Whether the home may be on a GPU: the embedding may not.
     pub home_moves: bool,
 }
 
@@ -105,15 +107,14 @@ pub(super) struct Conditions<'a> {
 
 impl Conditions<'_> {
     pub(super) fn chain(&self, stages: &Stages) -> Chain {
-        let tied = stages.tied_bytes > 0;
         let last = stages.all.len() - 1;
         let costs = stages.all.iter().enumerate().map(|(i, stage)| {
             let mut cost = self.stage(stage);
             // The table is read by rows: a GPU would hold it for nothing.
-            cost.home_moves = i > 0 && !(tied && i == last);
-            if tied && i == last {
-                // The embedding, which stays on the host too, holds the head's matrix.
-                cost.home.bytes -= stages.tied_bytes;
+            cost.home_moves = i > 0;
+            if i == last {
+                // The embedding, which stays on the host, holds the head's matrix there.
+                cost.home.on_host = stages.tied_bytes;
             }
             cost
         });
@@ -150,6 +151,7 @@ impl Conditions<'_> {
         let cache = part.cache.width * self.kv_element * self.cache_tokens;
         PartCost {
             bytes: part.bytes() + cache,
+            on_host: 0,
             cpu: Seconds {
                 prefill: self.on_cpu(part, self.chunk_tokens(), self.workload.prompt as f64 / 2.0),
                 generate: self.on_cpu(part, 1.0, self.mean_context()),

@@ -303,7 +303,10 @@ fn memory(
         memory.scratch = scratch(stages, request);
         match device.is_cpu() {
             true => {
-                memory.weights -= stages.tied_bytes;
+                // A head on a GPU is a copy; on the host it is the embedding.
+                if choices.last().is_some_and(|c| c.home.is_none()) {
+                    memory.weights -= stages.tied_bytes;
+                }
                 memory.process = PROCESS_BYTES;
             }
             false => memory.process = request.machine.gpu.reserved,

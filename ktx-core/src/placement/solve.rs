@@ -79,7 +79,14 @@ impl StageCost {
         ];
         parts
             .into_iter()
-            .filter_map(|(part, spot)| Some((part?.bytes, spot)))
+            .filter_map(|(part, spot)| {
+                let part = part?;
+                let bytes = match spot {
+                    None => part.bytes - part.on_host,
+                    Some(_) => part.bytes,
+                };
+                Some((bytes, spot))
+            })
             .fold((0, 0), |(gpu, host), (bytes, spot)| match spot {
                 Some(_) => (gpu + bytes, host),
                 None => (gpu, host + bytes),
@@ -408,7 +415,12 @@ mod tests {
     }
 
     fn part() -> impl Strategy<Value = PartCost> {
-        (1u64..20, seconds(), seconds()).prop_map(|(bytes, cpu, gpu)| PartCost { bytes, cpu, gpu })
+        (1u64..20, seconds(), seconds()).prop_map(|(bytes, cpu, gpu)| PartCost {
+            bytes,
+            on_host: 0,
+            cpu,
+            gpu,
+        })
     }
 
     fn stage() -> impl Strategy<Value = StageCost> {

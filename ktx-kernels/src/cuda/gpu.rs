@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::sys::{
     self, CUcontext, CUfunction, CUfunction_attribute_enum as FunctionAttribute, CUmodule, CUstream,
@@ -39,6 +39,13 @@ struct Module(CUmodule);
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
+
+/// Waits for the turn to start work on GPUs. A GPU has one stream, and what one thread starts while
+/// another records would be recorded, too: whoever runs whole steps or loads takes turns.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A kernel on one GPU.
 #[derive(Debug, Clone, Copy)]
@@ -163,20 +170,6 @@ impl Gpu {
                 loaded: Mutex::default(),
             }),
         })
-    }
-
-    /// The first GPU with a stream of its own, for a test; without one says so on standard error and gives none.
-    pub fn for_tests() -> Option<Self> {
-        match Self::connect(0) {
-            Ok(gpu) => Some(gpu),
-            Err(error) => {
-                let test = std::thread::current().name().unwrap_or("test").to_owned();
-                // The raw handle, because the harness hides what a passing test prints.
-                let line = format!("{test} ... skipped, no GPU: {error}\n");
-                std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).ok();
-                None
-            }
-        }
     }
 
     /// What is known of it.
@@ -397,6 +390,23 @@ impl Drop for Inner {
             }
             sys::cuStreamDestroy_v2(self.stream);
             sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+#[cfg(test)]
+impl Gpu {
+    /// The first GPU with a stream of its own, for a test; without one says so on standard error and gives none.
+    pub(crate) fn for_tests() -> Option<Self> {
+        match Self::connect(0) {
+            Ok(gpu) => Some(gpu),
+            Err(error) => {
+                let test = std::thread::current().name().unwrap_or("test").to_owned();
+                // The raw handle, because the harness hides what a passing test prints.
+                let line = format!("{test} ... skipped, no GPU: {error}\n");
+                std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).ok();
+                None
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ mod probe;
 mod step;
 
 pub use error::CudaError;
-pub use gpu::{Arg, Function, Gpu, Launch};
+pub use gpu::{Arg, Function, Gpu, Launch, turn};
 pub use graph::{Event, Graph};
 pub use handover::{Handover, copy_by_kernel};
 pub use memory::{DeviceBuffer, PinnedBuffer, copy_async};
