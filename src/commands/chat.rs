@@ -111,8 +111,8 @@ impl IgnoredArgs {
                 "--mode long_context: attention is computed in full here; --context sets its length",
             );
         }
-        if self.use_cuda_graph == Some(true) {
-            notes::note("--use_cuda_graph has no effect: this build has no CUDA operators");
+        if self.use_cuda_graph == Some(false) {
+            notes::note("--use_cuda_graph false has no effect: steps that can be recorded are");
         }
     }
 }

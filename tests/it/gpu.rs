@@ -19,7 +19,7 @@ fn rules(experts: &str) -> Rules {
         _ => "KExpertsMarlin",
     };
     let text = format!(
-        "- match: {{name: '\\.mlp\\.experts$'}}\n  replace:\n    class: KTransformersExperts\n    kwargs: \
+        "- match: {{name: '\\.experts$'}}\n  replace:\n    class: KTransformersExperts\n    kwargs: \
          {{generate_op: {operator}, generate_device: '{experts}', prefill_op: {operator}, \
          prefill_device: '{experts}', out_device: '{experts}'}}\n  recursive: False\n\
          - match: {{name: '^model\\.embed_tokens$'}}\n  replace:\n    class: default\n    \

@@ -1,6 +1,7 @@
 //! KTransformers' own rule files, unchanged, on tiny models of their families: every device mapped to
 //! the CPU, the logits are still those of transformers.
 
+use ktx_core::engine::available_devices;
 use ktx_core::gguf::Gguf;
 use ktx_core::kernels::linear::Precision;
 use ktx_core::{DeviceMapping, Engine, EngineBuilder, Rules};
@@ -70,6 +71,10 @@ fn rule_files_of_ktransformers_run_unchanged_and_keep_the_logits() {
 
 #[test]
 fn a_gpu_rule_file_is_refused_without_the_mapping_and_names_the_way_out() {
+    if available_devices().len() > 1 {
+        // With a GPU the file is carried out.
+        return;
+    }
     let planned = builder("DeepSeek-V3-Chat", "deepseek_v3").devices(DeviceMapping::AsPlanned);
     let error = planned
         .load()
