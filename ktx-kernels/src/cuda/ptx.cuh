@@ -28,7 +28,7 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 }
 
 // Lets the next kernel start early, where its launch asks for that; that one still waits until this one is done. To be
-// called after this one's own wait: before it, blocks that wait take room from those that work (0.2 to 0.4 us a kernel).
+// called after this one's own wait: before it, blocks that wait may take room from those that work.
 __device__ __forceinline__ void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -260,8 +260,7 @@ impl Shape {
 }
 
 /// Warps of a block for one token: enough to quantise its `cols` values at once, up to half of an SM, so that the
-/// next kernel's blocks can start beside them; all of an SM for long rows where `warps` of work an SM fill it,
-/// because quantising them twice costs more than that saves.
+/// next kernel's blocks can start beside them; all of an SM for long rows where `warps` of work an SM fill it.
 fn one_token_warps(cols: usize, warps: usize) -> usize {
     if cols <= 1024 {
         8
