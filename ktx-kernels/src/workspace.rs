@@ -5,6 +5,8 @@
 //! few of them are borrowed together through [`Workspace::views`], which checks that nothing that is
 //! written overlaps anything else. A place is the same on every call with the same number of tokens.
 
+mod act;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,84 +16,11 @@ use crate::cuda::{
 use crate::device::{Device, DeviceKind};
 use ktx_gguf::GgmlType;
 
+pub use act::Act;
+
 use crate::linear::{Activations, LinearError, Precision};
 use crate::pool::ThreadPool;
 use crate::zeroed::zeroed;
-
-/// Activations `[rows, cols]` of f32 in a [`Workspace`]: which device, where, which shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Act {
-    device: Device,
-    offset: usize,
-    rows: usize,
-    cols: usize,
-}
-
-impl Act {
-    /// The device that holds it.
-    pub fn device(self) -> Device {
-        self.device
-    }
-
-    /// Number of rows (tokens, mostly).
-    pub fn rows(self) -> usize {
-        self.rows
-    }
-
-    /// Number of values in a row.
-    pub fn cols(self) -> usize {
-        self.cols
-    }
-
-    /// Number of values.
-    pub fn len(self) -> usize {
-        self.rows * self.cols
-    }
-
-    /// Whether it holds no value.
-    pub fn is_empty(self) -> bool {
-        self.len() == 0
-    }
-
-    /// The rows `start .. start + rows` of it.
-    ///
-    /// # Panics
-    /// If there are fewer.
-    pub fn row_range(self, start: usize, rows: usize) -> Act {
-        assert!(
-            start + rows <= self.rows,
-            "rows {start}..{} of {}",
-            start + rows,
-            self.rows
-        );
-        Act {
-            offset: self.offset + start * self.cols,
-            rows,
-            ..self
-        }
-    }
-
-    /// The same values as `[rows, cols]`.
-    ///
-    /// # Panics
-    /// If the number of values differs.
-    pub fn reshape(self, rows: usize, cols: usize) -> Act {
-        assert_eq!(
-            rows * cols,
-            self.len(),
-            "reshape keeps the number of values"
-        );
-        Act { rows, cols, ..self }
-    }
-
-    fn end(self) -> usize {
-        self.offset + self.len()
-    }
-
-    fn overlaps(self, other: Act) -> bool {
-        self.device == other.device && self.offset < other.end() && other.offset < self.end()
-    }
-}
 
 /// Why there is no memory for activations.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -704,70 +633,4 @@ fn slices<const N: usize, const M: usize>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn handles_are_given_back_in_order_and_reused() {
-        let mut ws = Workspace::new(&[Device::CPU], 64).unwrap();
-        let a = ws.alloc(Device::CPU, 1, 16).unwrap();
-        let mark = ws.mark();
-        let b = ws.alloc(Device::CPU, 2, 10).unwrap();
-        ws.release(&mark);
-        assert_eq!(ws.alloc(Device::CPU, 2, 10).unwrap(), b);
-        assert!(!a.overlaps(b));
-    }
-
-    #[test]
-    fn too_little_memory_is_an_error_with_the_numbers() {
-        let mut ws = Workspace::new(&[Device::CPU], 16).unwrap();
-        let error = ws.alloc(Device::CPU, 1, 17).unwrap_err();
-        let device = Device::CPU;
-        assert_eq!(
-            error,
-            WorkspaceError::Exhausted {
-                device,
-                capacity: 16,
-                used: 0,
-                wanted: 32
-            }
-        );
-    }
-
-    #[test]
-    fn what_no_memory_could_hold_is_refused() {
-        let values = Workspace::values_for(usize::MAX, usize::MAX);
-        assert!(Workspace::new(&[Device::CPU], values).is_err());
-    }
-
-    #[test]
-    #[should_panic(expected = "an output overlaps an input")]
-    fn writing_over_an_input_is_refused() {
-        let mut ws = Workspace::new(&[Device::CPU], 64).unwrap();
-        let a = ws.alloc(Device::CPU, 4, 4).unwrap();
-        ws.views([a.row_range(1, 2)], [a.row_range(2, 1)]);
-    }
-
-    #[test]
-    fn copies_cross_devices() {
-        let second: Device = "cpu:1".parse().unwrap();
-        let mut ws = Workspace::new(&[Device::CPU, second], 32).unwrap();
-        let a = ws.alloc(Device::CPU, 1, 3).unwrap();
-        let b = ws.alloc(second, 1, 3).unwrap();
-        ws.write(a).copy_from_slice(&[1.0, 2.0, 3.0]);
-        ws.copy(a, b);
-        assert_eq!(ws.read(b), [1.0, 2.0, 3.0]);
-        let once = Transfers {
-            count: 1,
-            bytes: 12,
-        };
-        assert_eq!(
-            ws.transfers(),
-            &BTreeMap::from([((Device::CPU, second), once)])
-        );
-        assert_eq!(ws.moved(b, second), Ok(b));
-        let back = ws.moved(b, Device::CPU).unwrap();
-        assert_eq!(ws.read(back), [1.0, 2.0, 3.0]);
-        assert_eq!(ws.transfers()[&(second, Device::CPU)], once);
-    }
-}
+mod tests;

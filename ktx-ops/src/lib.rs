@@ -24,6 +24,7 @@ pub mod key;
 pub mod kwargs;
 pub mod layer;
 pub mod linear;
+mod loader;
 pub mod lora;
 pub mod model;
 pub mod module;

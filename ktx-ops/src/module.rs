@@ -4,25 +4,20 @@
 //! allocates nothing and reads everything that changes from step to step (ids, positions, page
 //! tables, lengths) from the batch. Rows at module boundaries are f32.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use ktx_gguf::Tensor;
 use ktx_kernels::attention::cuda::{DeviceNorm, DeviceRotation};
-use ktx_kernels::cuda::{CudaError, DeviceBuffer, Gpu};
+use ktx_kernels::cuda::DeviceBuffer;
 use ktx_kernels::device::Device;
-use ktx_kernels::kv::{LayerKv, PAGE_TOKENS, PageId, SequenceKv};
+use ktx_kernels::kv::{LayerKv, PageId, SequenceKv};
 use ktx_kernels::linear::cuda::GpuMatrix;
 use ktx_kernels::linear::{Precision, WeightRows};
 use ktx_kernels::moe::MoeScratch;
-use ktx_kernels::moe::cuda::GpuExperts;
 use ktx_kernels::pool::ThreadPool;
-use ktx_kernels::rope::cuda::DeviceRopeTable;
-use ktx_kernels::rope::{RopeConfig, RopeError, RopeTable};
 use ktx_kernels::workspace::{Act, Workspace};
 
-use crate::build::{OpError, WeightStore};
-use crate::linear::kernel_error;
+use crate::build::OpError;
+pub use crate::loader::{LoadProgress, LoadScope, Loader, load_all, unload_prompt_operators};
 use crate::lora::{ActiveAdapter, AdapterId, Attachment, RowAdapters};
 use crate::recording::Recorder;
 
@@ -200,158 +195,6 @@ pub struct Capacity {
     pub threads: usize,
 }
 
-/// Gives operators their weights and tells how far it is.
-pub struct Loader<'a> {
-    store: &'a dyn WeightStore,
-    progress: &'a mut dyn FnMut(LoadProgress) -> bool,
-    loaded: u64,
-    seen: HashSet<String>,
-    ropes: Vec<(RopeConfig, Arc<RopeTable>)>,
-    gpu_ropes: Vec<(u16, RopeConfig, Arc<DeviceRopeTable>)>,
-    gpu_matrices: HashMap<(u16, String), Arc<GpuMatrix>>,
-    gpu_experts: HashMap<(u16, String), Arc<GpuExperts>>,
-    context: usize,
-}
-
-/// How much is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoadProgress {
-    /// Bytes of weights that operators have taken so far.
-    pub loaded: u64,
-}
-
-impl<'a> Loader<'a> {
-    /// A loader; `progress` is called after each tensor and stops the load by returning false.
-    pub fn new(
-        store: &'a dyn WeightStore,
-        progress: &'a mut dyn FnMut(LoadProgress) -> bool,
-    ) -> Self {
-        Self {
-            store,
-            progress,
-            loaded: 0,
-            seen: HashSet::new(),
-            ropes: Vec::new(),
-            gpu_ropes: Vec::new(),
-            gpu_matrices: HashMap::new(),
-            gpu_experts: HashMap::new(),
-            context: Self::CONTEXT,
-        }
-    }
-
-    /// Positions that tables on a GPU cover where nobody says how many.
-    const CONTEXT: usize = 1 << 15;
-
-    /// The same for sequences of so many tokens at most.
-    pub fn with_context(self, context: usize) -> Self {
-        Self { context, ..self }
-    }
-
-    /// A rotation's table on a GPU, one for all operators that ask for the same.
-    ///
-    /// # Errors
-    /// What the GPU refuses.
-    pub fn rope_table_on(
-        &mut self,
-        gpu: &Gpu,
-        config: &RopeConfig,
-        table: &RopeTable,
-    ) -> Result<Arc<DeviceRopeTable>, CudaError> {
-        let index = gpu.index();
-        let known = self
-            .gpu_ropes
-            .iter()
-            .find(|(i, c, _)| *i == index && c == config);
-        if let Some((_, _, table)) = known {
-            return Ok(Arc::clone(table));
-        }
-        // A page beyond the end: prompts are cut to whole pages.
-        let positions = (self.context + PAGE_TOKENS).min(table.positions());
-        let table = Arc::new(DeviceRopeTable::upload(gpu, table, positions)?);
-        self.gpu_ropes
-            .push((index, config.clone(), Arc::clone(&table)));
-        Ok(table)
-    }
-
-    /// A matrix on a GPU, one for all operators that ask for the same tensor.
-    ///
-    /// # Errors
-    /// What the GPU refuses, or a type that no GPU multiplies.
-    pub fn matrix_on(
-        &mut self,
-        path: &str,
-        gpu: &Gpu,
-        tensor: &Tensor,
-    ) -> Result<Arc<GpuMatrix>, OpError> {
-        let key = (gpu.index(), tensor.name().to_owned());
-        if let Some(matrix) = self.gpu_matrices.get(&key) {
-            return Ok(Arc::clone(matrix));
-        }
-        let rows = WeightRows::of(tensor).map_err(|e| kernel_error(path, e))?;
-        let matrix = GpuMatrix::upload(gpu, rows).map_err(|e| kernel_error(path, e))?;
-        let matrix = Arc::new(matrix);
-        self.gpu_matrices.insert(key, Arc::clone(&matrix));
-        Ok(matrix)
-    }
-
-    /// The routed experts of the module at `path` on a GPU, one copy for all operators that ask there.
-    ///
-    /// # Errors
-    /// What the GPU refuses, or `weights` is refused.
-    pub fn experts_on(
-        &mut self,
-        path: &str,
-        gpu: &Gpu,
-        weights: impl FnOnce() -> Result<GpuExperts, OpError>,
-    ) -> Result<Arc<GpuExperts>, OpError> {
-        let key = (gpu.index(), path.to_owned());
-        if let Some(experts) = self.gpu_experts.get(&key) {
-            return Ok(Arc::clone(experts));
-        }
-        let experts = Arc::new(weights()?);
-        self.gpu_experts.insert(key, Arc::clone(&experts));
-        Ok(experts)
-    }
-
-    /// The weights.
-    pub fn store(&self) -> &'a dyn WeightStore {
-        self.store
-    }
-
-    /// The table of this rotation, one for all operators that ask for the same. It covers `positions`
-    /// or more, and computes what is used when it is first needed.
-    pub fn rope_table(
-        &mut self,
-        config: &RopeConfig,
-        positions: usize,
-    ) -> Result<Arc<RopeTable>, RopeError> {
-        let fits =
-            |(c, t): &&(RopeConfig, Arc<RopeTable>)| c == config && t.positions() >= positions;
-        if let Some((_, table)) = self.ropes.iter().find(fits) {
-            return Ok(Arc::clone(table));
-        }
-        let table = Arc::new(RopeTable::new(config, positions)?);
-        self.ropes.push((config.clone(), Arc::clone(&table)));
-        Ok(table)
-    }
-
-    /// Notes that an operator took these weights; those that two operators share count once.
-    pub fn took(&mut self, tensors: &[&Tensor]) -> Result<(), OpError> {
-        for tensor in tensors {
-            if self.seen.insert(tensor.name().to_owned()) {
-                self.loaded += tensor.size();
-            }
-        }
-        if (self.progress)(LoadProgress {
-            loaded: self.loaded,
-        }) {
-            Ok(())
-        } else {
-            Err(OpError::Cancelled)
-        }
-    }
-}
-
 /// Memory that a module holds beside the mapped file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holding {
@@ -427,52 +270,6 @@ pub trait KModule: Send + Sync {
         let _ = capacity;
         0
     }
-}
-
-/// What is loaded of a module that has operators for prompts alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LoadScope {
-    /// All of it.
-    All,
-    /// What generation needs.
-    Generation,
-    /// The operators for prompts.
-    Prompt,
-}
-
-/// Loads a module and all below it.
-pub fn load_all(
-    module: &mut dyn KModule,
-    scope: LoadScope,
-    loader: &mut Loader<'_>,
-) -> Result<(), OpError> {
-    if scope != LoadScope::Prompt {
-        module.load(loader)?;
-    }
-    if scope != LoadScope::Generation {
-        for operator in module.prompt_operators() {
-            load_all(operator, LoadScope::All, loader)?;
-        }
-    }
-    module
-        .children_mut()
-        .into_iter()
-        .try_for_each(|child| load_all(child, scope, loader))
-}
-
-/// Gives back the weights of the operators for prompts in a module and all below it.
-pub fn unload_prompt_operators(module: &mut dyn KModule) {
-    module.prompt_operators().into_iter().for_each(unload_all);
-    module
-        .children_mut()
-        .into_iter()
-        .for_each(unload_prompt_operators);
-}
-
-fn unload_all(module: &mut dyn KModule) {
-    module.unload();
-    module.prompt_operators().into_iter().for_each(unload_all);
-    module.children_mut().into_iter().for_each(unload_all);
 }
 
 /// The largest scratch of some modules that run one after the other.

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use ktx_kernels::cuda::{DeviceMatrix, Gpu, Graph, Handover};
-use ktx_kernels::device::Device;
+use ktx_kernels::device::{Device, DeviceKind};
 use ktx_kernels::workspace::Act;
 
 use crate::build::OpError;
@@ -47,10 +47,10 @@ impl Recorder {
     ///
     /// # Errors
     /// What the GPU refuses.
-    pub fn new(gpu: &Gpu, device: Device, turns: usize) -> Result<Self, OpError> {
+    pub fn new(gpu: &Gpu, turns: usize) -> Result<Self, OpError> {
         Ok(Self {
             gpu: gpu.clone(),
-            device,
+            device: Device::new(DeviceKind::Cuda, gpu.index()),
             handover: Handover::new(gpu, turns).map_err(refused)?,
             turns: Vec::new(),
             copies: Vec::new(),

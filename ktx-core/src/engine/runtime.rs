@@ -338,7 +338,7 @@ impl Runtime {
     ) -> Result<Option<Box<RecordedStep>>, EngineError> {
         let turns = self.parts.layouts.len() + 1;
         let gpu = Gpu::open(device.index()).map_err(|e| OpError::Workspace(e.into()))?;
-        let mut recorder = Recorder::new(&gpu, device, turns)?;
+        let mut recorder = Recorder::new(&gpu, turns)?;
         self.workspace.synchronize().map_err(OpError::from)?;
         gpu.begin_capture()
             .map_err(|e| OpError::Workspace(e.into()))?;

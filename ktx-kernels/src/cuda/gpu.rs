@@ -1,6 +1,7 @@
 //! One GPU: its context, its stream, its kernels.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_int, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -23,16 +24,14 @@ struct Inner {
     device: sys::CUdevice,
     context: CUcontext,
     stream: CUstream,
-    loaded: Mutex<Loaded>,
+    modules: Mutex<HashMap<&'static str, Module>>,
 }
 
-#[derive(Default)]
-struct Loaded {
-    modules: HashMap<&'static str, Module>,
-    functions: HashMap<(&'static str, String), Function>,
+/// A source file's kernels, those that were asked for by name.
+struct Module {
+    handle: CUmodule,
+    functions: HashMap<String, Function>,
 }
-
-struct Module(CUmodule);
 
 // SAFETY: handles of the driver may be used on any thread that makes the context current, which every
 // method does first; the maps are behind a lock.
@@ -167,7 +166,7 @@ impl Gpu {
                 device,
                 context,
                 stream,
-                loaded: Mutex::default(),
+                modules: Mutex::default(),
             }),
         })
     }
@@ -224,12 +223,13 @@ impl Gpu {
     /// # Errors
     /// [`CudaError::NoKernel`], or what the driver says of the file.
     pub fn function(&self, module: &'static str, name: &str) -> Result<Function, CudaError> {
-        let mut loaded = self
+        let mut modules = self
             .inner
-            .loaded
+            .modules
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = loaded.functions.get(&(module, name.to_owned())) {
+        let known = modules.get(module);
+        if let Some(function) = known.and_then(|m| m.functions.get(name)) {
             return Ok(*function);
         }
         let missing = || CudaError::NoKernel {
@@ -237,23 +237,31 @@ impl Gpu {
             function: name.to_owned(),
         };
         self.bind()?;
-        let handle = match loaded.modules.get(module) {
-            Some(module) => module.0,
-            None => {
+        let loaded = match modules.entry(module) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
                 let image =
                     artifacts::image(module, self.inner.info.compute).ok_or_else(missing)?;
                 let mut handle = std::ptr::null_mut();
                 // SAFETY: a whole cubin, or PTX that ends with a zero; the driver copies it.
                 unsafe { cu!(cuModuleLoadData(&mut handle, image.as_ptr().cast())) }?;
-                loaded.modules.insert(module, Module(handle));
-                handle
+                place.insert(Module {
+                    handle,
+                    functions: HashMap::new(),
+                })
             }
         };
         let symbol = CString::new(name).map_err(|_| missing())?;
         let mut function = std::ptr::null_mut();
         // SAFETY: the module is loaded in this context; the name ends with a zero.
-        unsafe { cu!(cuModuleGetFunction(&mut function, handle, symbol.as_ptr())) }
-            .map_err(|_| missing())?;
+        unsafe {
+            cu!(cuModuleGetFunction(
+                &mut function,
+                loaded.handle,
+                symbol.as_ptr()
+            ))
+        }
+        .map_err(|_| missing())?;
         let mut fixed = 0;
         let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
         // SAFETY: reads an attribute of a function of this context.
@@ -267,7 +275,7 @@ impl Gpu {
             handle: function,
             index: self.index(),
         };
-        loaded.functions.insert((module, name.to_owned()), function);
+        loaded.functions.insert(name.to_owned(), function);
         Ok(function)
     }
 
@@ -377,16 +385,16 @@ impl std::fmt::Debug for Gpu {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let loaded = self
-            .loaded
+        let modules = self
+            .modules
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the last clone is gone, so nothing uses these handles any more. An error here has
         // nobody to hear it: the context may have died before.
         unsafe {
             sys::cuCtxSetCurrent(self.context);
-            for module in loaded.modules.values() {
-                sys::cuModuleUnload(module.0);
+            for module in modules.values() {
+                sys::cuModuleUnload(module.handle);
             }
             sys::cuStreamDestroy_v2(self.stream);
             sys::cuDevicePrimaryCtxRelease_v2(self.device);

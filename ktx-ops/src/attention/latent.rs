@@ -6,23 +6,24 @@
 //! from the rows first. Both give the same result up to rounding. For few queries the first reads
 //! less, for a long prompt the second computes less.
 
+mod gpu;
+
 use ktx_gguf::GgmlType;
-use ktx_kernels::attention::cuda::{self, DeviceMlaQuery, RotatedParts, mla_inputs};
 use ktx_kernels::attention::{AttentionShape, MlaQuery, MlaShape, dense, mla};
-use ktx_kernels::cuda::Gpu;
 use ktx_kernels::device::Device;
-use ktx_kernels::heads::cuda::DeviceHeads;
 use ktx_kernels::heads::{HeadRows, matmul_heads};
 use ktx_kernels::kv::{PAGE_TOKENS, SequenceKv};
 use ktx_kernels::linear::matmul_many;
 use ktx_kernels::workspace::{Act, Workspace};
 use serde::{Deserialize, Serialize};
 
+use gpu::LatentOnGpu;
+
 use super::latent_adapters::LatentAdapters;
 use super::latent_weights::LatentWeights;
 use super::{part_of, write_cache};
 use crate::build::{BuildArgs, OpError, Operator, Placement};
-use crate::gpu::{OnGpus, gpus, refused};
+use crate::gpu::{OnGpus, gpus};
 use crate::kwargs::{KwargDoc, KwargSet};
 use crate::linear::{forward_joined, kernel_error};
 use crate::lora::{ActiveAdapter, AdapterId, Attachment, RowAdapters};
@@ -93,14 +94,6 @@ pub struct KDeepseekV2Attention {
     o_proj: Box<dyn Linear>,
     rotary: Box<dyn Rope>,
     on_gpus: OnGpus<LatentOnGpu>,
-}
-
-/// The matrices of all heads on a GPU.
-struct LatentOnGpu {
-    /// Folds a query into the compressed space, `[heads, kv_lora_rank, nope]`.
-    keys: DeviceHeads,
-    /// Values from a compressed row, `[heads, v, kv_lora_rank]`.
-    values: DeviceHeads,
 }
 
 impl KDeepseekV2Attention {
@@ -217,34 +210,6 @@ impl KDeepseekV2Attention {
         })
     }
 
-    /// The norm, the rotations and the new rows to the cache in one kernel, where all of it is on one GPU
-    /// and no operator there does something of its own.
-    fn positioned_on_gpu(
-        &self,
-        cx: &mut Forward<'_>,
-        slot: KvSlot,
-        q: Act,
-        cache: Act,
-    ) -> Result<bool, OpError> {
-        let device = q.device();
-        let (Some(gpu), Some(norm), Some(rotation)) = (
-            cx.gpu(q),
-            self.kv_norm.gpu_weight(device),
-            self.rotary.gpu_rotation(device),
-        ) else {
-            return Ok(false);
-        };
-        let parts = RotatedParts {
-            stride: self.spec.q_head_dim(),
-            offset: self.spec.qk_nope_head_dim,
-        };
-        let (step, kv) = (cx.workspace.step(device), &cx.kv[slot.0]);
-        let [q, rows] = [q, cache].map(|act| cx.workspace.matrix(act));
-        let shape = self.absorbed_shape();
-        mla_inputs(&gpu, &shape, kv, step, q, parts, rows, norm, rotation).map_err(refused)?;
-        Ok(true)
-    }
-
     /// Normalises the compressed part of each row, in place.
     fn normalise_compressed(&self, cx: &mut Forward<'_>, cache: Act) -> Result<(), OpError> {
         let lora = self.spec.kv_lora_rank;
@@ -352,57 +317,6 @@ impl KDeepseekV2Attention {
             )
             .map_err(error)?;
             self.adapters.unfold(cx, &self.path, spec, attended, out)
-        })
-    }
-
-    /// Attends in the compressed space on a GPU, all rows at once.
-    fn absorbed_on_gpu(
-        &self,
-        cx: &mut Forward<'_>,
-        gpu: &Gpu,
-        slot: KvSlot,
-        q: Act,
-        out: Act,
-    ) -> Result<(), OpError> {
-        let (spec, device) = (&self.spec, q.device());
-        let (heads, lora) = (spec.num_attention_heads, spec.kv_lora_rank);
-        let weights = self.on_gpus.get(&self.path, device)?;
-        let shape = self.absorbed_shape();
-        cx.scoped(|cx| {
-            let latent = cx.alloc(device, q.rows(), heads * lora)?;
-            let attended = cx.alloc(device, q.rows(), heads * lora)?;
-            let scratch = cx.alloc(device, 1, shape.device_scratch_floats())?;
-            let q_rows = HeadRows {
-                width: q.cols(),
-                stride: spec.q_head_dim(),
-                offset: 0,
-            };
-            let [q, latent, attended, scratch, out] =
-                [q, latent, attended, scratch, out].map(|act| cx.workspace.matrix(act));
-            weights.keys.multiply(q, q_rows, latent).map_err(refused)?;
-            let query = DeviceMlaQuery {
-                latent,
-                rope: q,
-                rope_stride: spec.q_head_dim(),
-                rope_offset: spec.qk_nope_head_dim,
-            };
-            let (step, kv) = (cx.workspace.step(device), &cx.kv[slot.0]);
-            cuda::mla(
-                gpu,
-                &shape,
-                kv,
-                step,
-                cx.sequences,
-                &query,
-                attended,
-                scratch,
-            )
-            .map_err(refused)?;
-            let packed = HeadRows::packed(heads, lora);
-            weights
-                .values
-                .multiply(attended, packed, out)
-                .map_err(refused)
         })
     }
 
@@ -596,17 +510,8 @@ impl KModule for KDeepseekV2Attention {
         let (key, prefix) = &self.kv_b;
         let weights = LatentWeights::load(&self.path, &self.spec, key, prefix, loader)?;
         let spec = &self.spec;
-        let (heads, lora) = (spec.num_attention_heads, spec.kv_lora_rank);
         self.on_gpus = OnGpus::load(&self.path, self.placement, |gpu| {
-            let keys = weights.dequantise(&self.path, heads, |h| weights.absorb_key(spec, h))?;
-            let values = weights.dequantise(&self.path, heads, |h| weights.value(spec, h))?;
-            let upload = |out, inner, values: &[f32]| {
-                DeviceHeads::upload(gpu, heads, out, inner, values).map_err(refused)
-            };
-            Ok(LatentOnGpu {
-                keys: upload(lora, spec.qk_nope_head_dim, &keys)?,
-                values: upload(spec.v_head_dim, lora, &values)?,
-            })
+            LatentOnGpu::load(&self.path, spec, &weights, gpu)
         })?;
         self.weights = Some(weights);
         Ok(())
