@@ -133,7 +133,7 @@ fn words(line: &str) -> Vec<String> {
             (None, '#' | '>' | '|') => break,
             (None, '\'' | '"') => quote = Some(c),
             (Some(open), c) if c == open => quote = None,
-            (None, ' ') => words.push(String::new()),
+            (None, ' ' | '\n') => words.push(String::new()),
             (_, c) => words.last_mut().expect("it begins with one").push(c),
         }
     }
