@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use crate::Failure;
 use crate::nvrtc::Nvrtc;
 
 /// Generations that have machine code of their own; `ptx` serves those that come later.
@@ -54,14 +55,14 @@ impl Options {
 }
 
 /// Compiles, and writes or compares.
-pub fn run(options: &Options) -> Result<(), String> {
+pub fn run(options: &Options) -> Result<(), Failure> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ktx-kernels/src");
     let out = root.join("cuda/kernels");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or(
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
         PathBuf::from,
     );
-    let nvrtc = Nvrtc::fetch(&target.join("nvrtc"))?;
+    let nvrtc = Nvrtc::fetch(&target.join("nvrtc")).map_err(Failure::NoCompiler)?;
     let mut modules = Vec::new();
     find(&root, &root, "cu", &mut modules)?;
     modules.sort();
@@ -96,7 +97,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     }
     match wrong.is_empty() {
         true => Ok(()),
-        false => Err(wrong.join("\n")),
+        false => Err(Failure::Wrong(wrong.join("\n"))),
     }
 }
 
