@@ -5,9 +5,11 @@ use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ktx_core::gguf::Gguf;
-use ktx_core::kernels::cuda::Gpu;
+use ktx_core::kernels::cuda::{DeviceBuffer, DeviceMatrix, Gpu, copy_by_kernel};
 use ktx_core::kernels::linear::Precision;
-use ktx_core::{Engine, GenerateOptions, Rules, SamplingParams};
+use ktx_core::{
+    Engine, EngineBuilder, FinishReason, GenerateOptions, MemoryCheck, Rules, SamplingParams,
+};
 
 use crate::naive::measure::{ids, nmse, numbers};
 use crate::run::{engine, forced_logits, json, last_logits, load, pip, repository, tokens};
@@ -48,9 +50,13 @@ fn turn() -> Option<MutexGuard<'static, ()>> {
     }
 }
 
-fn on_gpu(gguf: &Gguf, precision: Precision, experts: &str) -> Engine {
+fn builder(gguf: &Gguf, precision: Precision, experts: &str) -> EngineBuilder {
     let builder = Engine::builder().gguf(gguf.clone()).precision(precision);
-    load(builder.threads(2).rules(rules(experts)))
+    builder.threads(2).rules(rules(experts))
+}
+
+fn on_gpu(gguf: &Gguf, precision: Precision, experts: &str) -> Engine {
+    load(builder(gguf, precision, experts))
 }
 
 /// What the GPU computes of one model is as near to transformers as the CPU is; latent attention keeps
@@ -135,5 +141,155 @@ fn gpu_steps_that_are_recorded_give_what_unrecorded_ones_give() {
                 assert!(error < 1e-6, "experts on {experts}: NMSE {error:.2e}");
             }
         }
+    }
+}
+
+/// All of a GPU's memory but this much, until it is dropped.
+fn fill_but(gpu: &Gpu, left: usize) -> DeviceBuffer {
+    let (free, _) = gpu.memory().unwrap();
+    DeviceBuffer::new(gpu, free.saturating_sub(left)).unwrap()
+}
+
+/// The estimate refuses beforehand and names a context that fits; what the estimate is told to ignore the
+/// driver refuses. Nothing is lost: engines that are there go on, and what was taken is given back.
+#[test]
+fn gpu_without_room_refuses_with_what_would_fit_and_nothing_is_lost() {
+    let Some(_turn) = turn() else { return };
+    const CONTEXT: usize = 2048;
+    let gpu = Gpu::open(0).unwrap();
+    let before = on_gpu(&pip(), Precision::F32, "cuda:0");
+    let mut session = before.session();
+    let prompt: Vec<u32> = (0..40).map(|i| 300 + 11 * i).collect();
+    let wanted = last_logits(&mut session, &prompt);
+
+    let small = || builder(&pip(), Precision::F32, "cuda:0").context(CONTEXT);
+    let estimate = small().plan().unwrap().estimate().unwrap();
+    let (_, needed) = estimate
+        .devices
+        .iter()
+        .find(|(device, _)| !device.is_cpu())
+        .expect("the GPU has a part");
+    let (needed, cache) = (
+        (needed.total() - needed.process) as usize,
+        needed.kv as usize,
+    );
+    let ballast = fill_but(&gpu, needed - cache / 2);
+    let (free, _) = gpu.memory().unwrap();
+    let refused = small().load().err().expect("there is no room").to_string();
+    assert!(
+        refused.contains("cuda:0") && refused.contains("--context "),
+        "{refused}"
+    );
+    let given_up = small().sessions(64).memory_check(MemoryCheck::Ignore);
+    let refused = given_up.load().err().expect("there is no room").to_string();
+    assert!(refused.contains("cuda:0 has no room for"), "{refused}");
+    // What the driver keeps for itself is less than this.
+    let slack = 4 << 20;
+    let (after, _) = gpu.memory().unwrap();
+    assert!(after + slack > free, "{free} bytes were free, then {after}");
+
+    session.clear();
+    assert_eq!(last_logits(&mut session, &prompt), wanted);
+    drop(ballast);
+    load(small());
+}
+
+/// An answer that is stopped while steps are replayed leaves a session that goes on where it was.
+#[test]
+fn gpu_sessions_go_on_after_an_answer_was_stopped() {
+    let Some(_turn) = turn() else { return };
+    let goldens = json("models/pip-17m-goldens.json");
+    let cpu = engine(&pip(), Precision::F32);
+    for experts in ["cuda:0", "cpu"] {
+        let gpu = on_gpu(&pip(), Precision::F32, experts);
+        let mut session = gpu.session();
+        let cancel = session.cancel_handle();
+        let options = GenerateOptions {
+            sampling: SamplingParams::greedy(),
+            ..GenerateOptions::default()
+        };
+        let prompt = tokens(&ids(&goldens["generate"][0]["prompt_ids"]));
+        let mut generation = session.generate(&prompt, &options).unwrap();
+        for (index, piece) in generation.by_ref().enumerate() {
+            piece.unwrap();
+            if index == 1 {
+                cancel.cancel();
+            }
+        }
+        assert_eq!(generation.finish_reason(), Some(FinishReason::Cancelled));
+        drop(generation);
+
+        let mut reference = cpu.session();
+        let known: Vec<u32> = session.tokens().iter().map(|t| t.0).collect();
+        last_logits(&mut reference, &known);
+        for id in [5, 900, 33] {
+            let (found, wanted) = (
+                forced_logits(&mut session, id),
+                forced_logits(&mut reference, id),
+            );
+            let error = nmse(&found, &wanted);
+            assert!(error < 1e-6, "experts on {experts}: NMSE {error:.2e}");
+        }
+    }
+}
+
+const LOSES_ITS_GPU: &str = "gpu::process_that_loses_its_gpu";
+
+/// A GPU that fails for good ends in errors that say so, not in a panic or a hang. In a process of its own,
+/// since nothing on the GPU works there afterwards.
+#[test]
+fn gpu_that_is_lost_is_told_and_no_call_hangs() {
+    let Some(_turn) = turn() else { return };
+    let test = std::env::current_exe().unwrap();
+    let output = std::process::Command::new(test)
+        .args(["--exact", LOSES_ITS_GPU, "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+#[ignore = "part of gpu_that_is_lost_is_told_and_no_call_hangs"]
+fn process_that_loses_its_gpu() {
+    let Some(_turn) = turn() else { return };
+    let gpu = Gpu::open(0).unwrap();
+    for experts in ["cuda:0", "cpu"] {
+        let engine = on_gpu(&pip(), Precision::F32, experts);
+        let mut session = engine.session();
+        if experts == "cuda:0" {
+            last_logits(&mut session, &[300, 301]);
+            continue;
+        }
+        (0..4).for_each(|id| drop(forced_logits(&mut session, 300 + id)));
+        let there = DeviceBuffer::new(&gpu, 64).unwrap();
+        // SAFETY: none: nothing is at the first address, and that a GPU answers to it with a fault is what is tested.
+        let (nowhere, there) = unsafe {
+            (
+                DeviceMatrix::new(16, 1, 16),
+                DeviceMatrix::new(there.address(), 1, 16),
+            )
+        };
+        copy_by_kernel(&gpu, nowhere, there).unwrap();
+        for _ in 0..2 {
+            let error = session
+                .force(ktx_core::TokenId(5), &mut |_| {})
+                .unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .contains("the GPU is lost to this process"),
+                "{error}"
+            );
+        }
+        let error = builder(&pip(), Precision::F32, experts)
+            .load()
+            .err()
+            .expect("the GPU is lost");
+        assert!(error.to_string().contains("lost"), "{error}");
     }
 }

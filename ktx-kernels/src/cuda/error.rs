@@ -79,6 +79,19 @@ pub enum CudaError {
         /// How long.
         seconds: u32,
     },
+    /// The GPU failed in a way that leaves nothing usable on it in this process.
+    #[error(
+        "the GPU is lost to this process: {call}: {name}: {text}; start the program again, and if it comes back look \
+         for `Xid` in the system's log"
+    )]
+    Lost {
+        /// The driver's function that told so.
+        call: &'static str,
+        /// The error's name.
+        name: String,
+        /// The driver's explanation.
+        text: String,
+    },
     /// The driver reports an error.
     #[error("CUDA: {call}: {name}: {text}")]
     Driver {
@@ -99,13 +112,6 @@ pub enum CudaError {
     },
 }
 
-impl CudaError {
-    /// Whether the GPU's state is gone: everything that follows on it fails too.
-    pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Driver { .. } | Self::HandoverTimeout { .. })
-    }
-}
-
 /// Turns the driver's answer into an error.
 pub(super) fn check(call: &'static str, result: CUresult) -> Result<(), CudaError> {
     if result == CUresult::CUDA_SUCCESS {
@@ -123,11 +129,32 @@ pub(super) fn check(call: &'static str, result: CUresult) -> Result<(), CudaErro
             }
         }
     };
-    Err(CudaError::Driver {
-        call,
-        name: text(sys::cuGetErrorName),
-        text: text(sys::cuGetErrorString),
+    let (name, text) = (text(sys::cuGetErrorName), text(sys::cuGetErrorString));
+    Err(match is_sticky(result) {
+        true => CudaError::Lost { call, name, text },
+        false => CudaError::Driver { call, name, text },
     })
+}
+
+/// Whether every later call gives the same answer: the context is corrupted or gone.
+fn is_sticky(result: CUresult) -> bool {
+    use CUresult::*;
+    matches!(
+        result,
+        CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_DEVICE_UNAVAILABLE
+    )
 }
 
 /// Calls a function of the driver and checks its answer.
