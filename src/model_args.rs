@@ -120,6 +120,11 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "TYPE", default_value = "int8")]
     pub(crate) precision: PrecisionArg,
 
+    /// Experts of each token that are added one layer later while tokens are generated, so that the CPU
+    /// computes them while a GPU goes on; answers change a little
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) deferred_experts: usize,
+
     #[command(flatten)]
     pub(crate) adapters: AdapterArgs,
 
@@ -254,6 +259,7 @@ impl EngineArgs {
                 PrecisionArg::Int8 => Precision::Int8,
                 PrecisionArg::F32 => Precision::F32,
             })
+            .deferred_experts(self.deferred_experts)
             .memory_check(match self.ignore_memory {
                 true => MemoryCheck::Ignore,
                 false => MemoryCheck::Refuse,

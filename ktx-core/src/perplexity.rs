@@ -140,11 +140,21 @@ pub fn perplexity(
         // The last token predicts nothing that is known.
         let mut wanted = chunk[first + 1..].iter();
         session.clear();
-        session.read(&input, Outputs::From(first), &mut |logits| {
+        let mut score = |logits: &mut [f32]| {
             if let Some(token) = wanted.next() {
                 result.score(logits, *token);
             }
-        })?;
+        };
+        match engine.settings().deferred_experts {
+            0 => session.read(&input, Outputs::From(first), &mut score)?,
+            // Experts are put off where tokens are generated: one at a time.
+            _ => {
+                session.read(&input[..=first], Outputs::Last, &mut score)?;
+                for token in &input[first + 1..] {
+                    session.force(*token, &mut score)?;
+                }
+            }
+        }
         result.chunks += 1;
         on_chunk(&result);
     }

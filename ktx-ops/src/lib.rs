@@ -13,6 +13,7 @@
 pub mod attention;
 pub mod build;
 pub mod defaults;
+pub mod deferral;
 mod elsewhere;
 pub mod embedding;
 pub mod experts;

@@ -7,6 +7,7 @@ use ktx_kernels::workspace::{Act, Workspace};
 use serde::{Deserialize, Serialize};
 
 use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::deferral::Deferral;
 use crate::kwargs::{KwargDoc, KwargSet};
 use crate::module::{
     Capacity, Embedding, Forward, KModule, KvLayout, KvSlot, Layer, Layerwise, LoadScope, Loader,
@@ -152,6 +153,7 @@ impl KModule for LayerStack {
 
     fn scratch(&self, capacity: Capacity) -> usize {
         3 * Workspace::values_for(capacity.tokens, self.hidden_size)
+            + Deferral::scratch(capacity, self.hidden_size)
             + largest_scratch(self.children(), capacity)
     }
 }
@@ -167,10 +169,12 @@ impl Model for LayerStack {
             let embedded = cx.alloc(self.embedding.device(cx.phase), rows, self.hidden_size)?;
             self.embedding.forward(cx, embedded)?;
             let mut hidden = embedded;
+            cx.begin_deferral(self.hidden_size)?;
             for (i, layer) in self.layers.iter().enumerate() {
                 hidden = self.arrive(cx, i, hidden)?;
                 layer.forward(cx, KvSlot(i), hidden)?;
             }
+            cx.end_deferral(hidden)?;
             self.norm(cx, hidden, out)
         })
     }

@@ -17,6 +17,7 @@ use ktx_kernels::pool::ThreadPool;
 use ktx_kernels::workspace::{Act, Workspace};
 
 use crate::build::OpError;
+use crate::deferral::Deferral;
 pub use crate::loader::{LoadProgress, LoadScope, Loader, load_all, unload_prompt_operators};
 use crate::lora::{ActiveAdapter, AdapterId, Attachment, RowAdapters};
 use crate::recording::Recorder;
@@ -127,6 +128,10 @@ pub struct Forward<'a> {
     pub adapters: RowAdapters,
     /// Number of the step, as GPUs know it.
     pub step: u32,
+    /// Experts of each token that are added one layer later while tokens are generated.
+    pub deferred_experts: usize,
+    /// Set by the model while layers put experts off.
+    pub deferral: Option<Deferral>,
     /// Set while a step is recorded, to be started again.
     pub recorder: Option<&'a mut Recorder>,
     /// Set while someone watches.
@@ -193,6 +198,8 @@ pub struct Capacity {
     pub context: usize,
     /// The host's threads.
     pub threads: usize,
+    /// Experts of each token that are added one layer later while tokens are generated.
+    pub deferred_experts: usize,
 }
 
 /// Memory that a module holds beside the mapped file.

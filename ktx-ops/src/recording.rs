@@ -25,7 +25,9 @@ pub trait HostTask: Send + Sync {
 }
 
 struct Turn {
-    task: Arc<dyn HostTask>,
+    tasks: Vec<Arc<dyn HostTask>>,
+    /// What the GPU does not wait for in this turn.
+    later: Vec<Arc<dyn HostTask>>,
     /// Whether it needs what the GPU computed before.
     awaits_gpu: bool,
 }
@@ -40,6 +42,8 @@ pub struct Recorder {
     copies: Vec<(DeviceMatrix, DeviceMatrix)>,
     /// The turn whose result the GPU has not waited for.
     unfinished: Option<usize>,
+    /// Tasks that become one turn.
+    gathered: Option<Vec<Arc<dyn HostTask>>>,
 }
 
 impl Recorder {
@@ -55,6 +59,7 @@ impl Recorder {
             turns: Vec::new(),
             copies: Vec::new(),
             unfinished: None,
+            gathered: None,
         })
     }
 
@@ -92,9 +97,9 @@ impl Recording {
                     .await_submitted(slot, number)
                     .map_err(refused)?;
             }
-            turn.task.run(cx)?;
+            turn.tasks.iter().try_for_each(|task| task.run(cx))?;
             self.handover.answer(slot, number);
-            Ok(())
+            turn.later.iter().try_for_each(|task| task.run(cx))
         });
         if result.is_err() {
             self.handover.give_up();
@@ -147,7 +152,47 @@ impl Forward<'_> {
     /// # Errors
     /// What the GPU refuses.
     pub fn turn_of_host(&mut self, task: Arc<dyn HostTask>) -> Result<(), OpError> {
-        self.turn(task, true)
+        if let Some(Recorder {
+            gathered: Some(tasks),
+            ..
+        }) = self.recorder.as_deref_mut()
+        {
+            tasks.push(task);
+            return Ok(());
+        }
+        self.turn(vec![task], Vec::new(), true)
+    }
+
+    /// Runs `now`, then `later`. In a recorded step the tasks that they leave for the CPU become one turn, and
+    /// the GPU goes on when those of `now` are done; it waits for the others with its next turn.
+    ///
+    /// # Errors
+    /// What they say, and what the GPU refuses.
+    pub(crate) fn turn_in_two(
+        &mut self,
+        now: impl FnOnce(&mut Self) -> Result<(), OpError>,
+        later: impl FnOnce(&mut Self) -> Result<(), OpError>,
+    ) -> Result<(), OpError> {
+        if !self.is_recording() {
+            now(self)?;
+            return later(self);
+        }
+        let now = self.gather(now)?;
+        let later = self.gather(later)?;
+        self.turn(now, later, true)
+    }
+
+    /// The tasks that `body` leaves for the CPU.
+    fn gather(
+        &mut self,
+        body: impl FnOnce(&mut Self) -> Result<(), OpError>,
+    ) -> Result<Vec<Arc<dyn HostTask>>, OpError> {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.gathered = Some(Vec::new());
+        }
+        let result = body(self);
+        let tasks = self.recorder.as_mut().and_then(|r| r.gathered.take());
+        result.map(|()| tasks.unwrap_or_default())
     }
 
     /// In a recorded step: here the GPU needs what `task` computes, which needs nothing of the GPU.
@@ -155,11 +200,16 @@ impl Forward<'_> {
     /// # Errors
     /// What the GPU refuses.
     pub fn host_first(&mut self, task: Arc<dyn HostTask>) -> Result<(), OpError> {
-        self.turn(task, false)?;
+        self.turn(vec![task], Vec::new(), false)?;
         self.await_host(None)
     }
 
-    fn turn(&mut self, task: Arc<dyn HostTask>, awaits_gpu: bool) -> Result<(), OpError> {
+    fn turn(
+        &mut self,
+        tasks: Vec<Arc<dyn HostTask>>,
+        later: Vec<Arc<dyn HostTask>>,
+        awaits_gpu: bool,
+    ) -> Result<(), OpError> {
         self.await_host(None)?;
         let Some(recorder) = &mut self.recorder else {
             return Ok(());
@@ -171,7 +221,11 @@ impl Forward<'_> {
                 message: format!("a recorded step has {slot} turns of the CPU at most"),
             });
         }
-        recorder.turns.push(Turn { task, awaits_gpu });
+        recorder.turns.push(Turn {
+            tasks,
+            later,
+            awaits_gpu,
+        });
         recorder.unfinished = Some(slot);
         if awaits_gpu {
             let step = self.workspace.step(recorder.device);

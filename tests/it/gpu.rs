@@ -119,6 +119,32 @@ fn gpu_and_hybrid_answer_the_golden_prompts_as_the_cpu_does() {
     }
 }
 
+/// Experts that are put off arrive in recorded steps as they do on the CPU.
+#[test]
+fn gpu_adds_deferred_experts_as_the_cpu_does() {
+    let Some(_turn) = turn() else { return };
+    let cpu = load(
+        Engine::builder()
+            .gguf(pip())
+            .precision(Precision::F32)
+            .threads(2)
+            .deferred_experts(1),
+    );
+    let gpu = load(builder(&pip(), Precision::F32, "cpu").deferred_experts(1));
+    let (mut session, mut reference) = (gpu.session(), cpu.session());
+    let prompt: Vec<u32> = (0..30).map(|i| 300 + 17 * i).collect();
+    last_logits(&mut session, &prompt);
+    last_logits(&mut reference, &prompt);
+    for id in [5, 900, 33, 1200, 7, 64, 512, 2] {
+        let (found, wanted) = (
+            forced_logits(&mut session, id),
+            forced_logits(&mut reference, id),
+        );
+        let error = nmse(&found, &wanted);
+        assert!(error < 1e-6, "NMSE {error:.2e}");
+    }
+}
+
 /// The first generated tokens run operator by operator, the next are recorded, the rest replay that:
 /// all give what the CPU gives, also after another prompt has changed every buffer.
 #[test]

@@ -1,6 +1,7 @@
 //! The engine on real and on tiny models, against references that share no code with it.
 
 mod adapters;
+mod deferral;
 mod devices;
 mod fp8;
 mod generation;

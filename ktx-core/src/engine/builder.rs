@@ -15,6 +15,7 @@ use ktx_kernels::pool::ThreadPool;
 use ktx_models::{ModelDescription, describe_with};
 use ktx_ops::{LoadProgress, try_registry};
 
+use super::settings::{MemoryCheck, Settings, deferrable, positive};
 use super::{AdapterSet, AutoPlacement, Engine, Inner, LoadedAdapter, Runtime, runtime};
 use crate::chat::ChatTemplate;
 use crate::error::EngineError;
@@ -74,33 +75,6 @@ pub enum DeviceMapping {
     AllOnCpu,
 }
 
-/// What happens if a model does not fit into memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum MemoryCheck {
-    /// It is refused before anything is loaded.
-    #[default]
-    Refuse,
-    /// It is loaded; the system pages weights in and out as it can.
-    Ignore,
-}
-
-/// What an engine is made with, defaults filled in.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Threads of the host.
-    pub threads: usize,
-    /// Tokens that one session holds at most.
-    pub context: usize,
-    /// Prompt tokens of one forward call.
-    pub chunk_size: usize,
-    /// Sessions whose full context fits at once.
-    pub sessions: usize,
-    /// How products take their activations.
-    pub precision: Precision,
-    /// How keys and values are stored.
-    pub kv_type: KvType,
-}
-
 enum Source {
     File(PathBuf),
     Opened(Gguf),
@@ -122,6 +96,7 @@ pub struct EngineBuilder {
     cache_tokens: Option<usize>,
     precision: Precision,
     kv_type: Option<KvType>,
+    deferred_experts: usize,
     memory: MemoryCheck,
     adapters: Vec<(PathBuf, f32)>,
 }
@@ -216,6 +191,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Experts of each token, those with the smallest weights, that are added one layer later while tokens are
+    /// generated: the CPU computes them while the GPU goes on. Answers change a little; if not set, none.
+    pub fn deferred_experts(mut self, experts: usize) -> Self {
+        self.deferred_experts = experts;
+        self
+    }
+
     /// What happens if the model does not fit.
     pub fn memory_check(mut self, check: MemoryCheck) -> Self {
         self.memory = check;
@@ -262,6 +244,7 @@ impl EngineBuilder {
                 Precision::F32 => KvType::F32,
                 _ => KvType::F16,
             }),
+            deferred_experts: deferrable(self.deferred_experts, &description.tree)?,
         };
         let mut placement = None;
         let (rules, rules_name) = match &self.rules {
@@ -354,18 +337,6 @@ fn open(source: Option<Source>, safetensors: &[PathBuf]) -> Result<Weights, Engi
     };
     let beside: Result<Vec<_>, _> = beside.iter().map(Safetensors::open).collect();
     Weights::new(gguf, beside?)
-}
-
-/// A setting from 1 to what any model could use.
-fn positive(name: &'static str, value: usize) -> Result<usize, EngineError> {
-    match value {
-        1..=16_777_216 => Ok(value),
-        _ => Err(EngineError::Setting {
-            name,
-            value,
-            range: "1 to 16777216 are allowed",
-        }),
-    }
 }
 
 fn read_rules(
@@ -627,13 +598,16 @@ fn require_gpu_memory(
     let (free, _) = gpu
         .memory()
         .map_err(|e| ktx_ops::OpError::Workspace(e.into()))?;
-    // The context is there already.
-    let needed = memory.total() - memory.process;
-    match needed.checked_sub(free as u64) {
+    // The process is on the GPU already.
+    let memory = DeviceMemory {
+        process: 0,
+        ..*memory
+    };
+    match memory.total().checked_sub(free as u64) {
         None | Some(0) => Ok(()),
         Some(missing) => Err(not_enough(
             &format!(" on {device}"),
-            memory,
+            &memory,
             free as u64,
             missing,
             context,

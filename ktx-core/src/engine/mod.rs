@@ -6,6 +6,7 @@ mod builder;
 #[cfg(test)]
 mod mixed;
 mod runtime;
+mod settings;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -19,10 +20,9 @@ use ktx_ops::lora::{ActiveAdapter, AdapterId};
 pub(crate) use adapters::AdapterSet;
 pub use adapters::LoadedAdapter;
 pub use auto::AutoPlacement;
-pub use builder::{
-    DeviceMapping, EngineBuilder, MemoryCheck, PlannedModel, Rules, Settings, available_devices,
-};
+pub use builder::{DeviceMapping, EngineBuilder, PlannedModel, Rules, available_devices};
 pub(crate) use runtime::{Runtime, pages_for};
+pub use settings::{MemoryCheck, Settings};
 
 use crate::chat::ChatTemplate;
 use crate::error::EngineError;

@@ -67,6 +67,7 @@ impl Parts {
             tokens: settings.chunk_size.min(settings.context),
             context: settings.context,
             threads: settings.threads,
+            deferred_experts: settings.deferred_experts,
         };
         Ok(Self {
             layouts: model.kv_layouts(),
@@ -336,7 +337,8 @@ impl Runtime {
         phase: Phase,
         device: Device,
     ) -> Result<Option<Box<RecordedStep>>, EngineError> {
-        let turns = self.parts.layouts.len() + 1;
+        // A turn for each layer, one before them and one behind them.
+        let turns = self.parts.layouts.len() + 2;
         let gpu = Gpu::open(device.index()).map_err(|e| OpError::Workspace(e.into()))?;
         let mut recorder = Recorder::new(&gpu, turns)?;
         self.workspace.synchronize().map_err(OpError::from)?;
@@ -555,6 +557,8 @@ impl Runtime {
             moe: &mut self.moe,
             adapters: RowAdapters::of_batch(batch),
             step: self.steps.number(),
+            deferred_experts: self.parts.capacity.deferred_experts,
+            deferral: None,
             recorder,
             // Matched, not moved, so that the trait object's lifetime can shrink.
             observer: match observer {

@@ -133,7 +133,7 @@ impl KModule for MoeBlock {
             Router::Gate(_) => 0,
             Router::Matrix(_, router) => choice_scratch(router, capacity),
         };
-        4 * Workspace::values_for(capacity.tokens, self.top_k)
+        6 * Workspace::values_for(capacity.tokens, self.top_k)
             + self.rows_elsewhere() * Workspace::values_for(capacity.tokens, self.hidden_size)
             + Workspace::values_for(capacity.tokens, self.hidden_size)
             + Workspace::values_for(capacity.tokens, 1)
@@ -161,8 +161,15 @@ impl Ffn for MoeBlock {
             } else {
                 cx.alloc(experts, out.rows(), out.cols())?
             };
-            self.experts
-                .submit(cx, routed_x, routed_ids, routed_weights, routed)?;
+            let defers = cx.defers(experts, self.top_k);
+            let inputs = [routed_x, routed_ids, routed_weights];
+            match defers {
+                true => cx.submit_deferring(self.experts.as_ref(), inputs, routed)?,
+                false => {
+                    let [x, ids, weights] = inputs;
+                    self.experts.submit(cx, x, ids, weights, routed)?;
+                }
+            }
             let shared = match &self.shared {
                 None => None,
                 Some(shared) => {
@@ -186,6 +193,9 @@ impl Ffn for MoeBlock {
                 false => cx.moved(routed, landing)?,
             };
             cx.take_back(landed, out)?;
+            if defers {
+                cx.exchange_deferred(out)?;
+            }
             if let Some((y, scale)) = shared {
                 match scale {
                     None => cx.add(out, y)?,

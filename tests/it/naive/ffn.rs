@@ -52,12 +52,17 @@ impl Ffn {
         })
     }
 
-    pub fn forward(&self, x: &[f64]) -> (Vec<f64>, Option<Routing>) {
+    /// The sum without the `put_off` experts of the smallest weights, the sum of these, and the choice.
+    pub fn forward(
+        &self,
+        x: &[f64],
+        put_off: usize,
+    ) -> (Vec<f64>, Option<Vec<f64>>, Option<Routing>) {
         match self {
-            Ffn::Dense(mlp) => (mlp.of(x), None),
+            Ffn::Dense(mlp) => (mlp.of(x), None, None),
             Ffn::Mixture(mixture) => {
-                let (y, routing) = mixture.of(x);
-                (y, Some(routing))
+                let (y, later, routing) = mixture.of(x, put_off);
+                (y, Some(later), Some(routing))
             }
         }
     }
@@ -126,11 +131,16 @@ fn load_experts(weights: &Weights, block: &str) -> Vec<Mlp> {
 }
 
 impl Mixture {
-    fn of(&self, x: &[f64]) -> (Vec<f64>, Routing) {
+    fn of(&self, x: &[f64], put_off: usize) -> (Vec<f64>, Vec<f64>, Routing) {
         let routing = self.router.route(x);
-        let mut sum = vec![0.0; x.len()];
-        for (&expert, &weight) in routing.experts.iter().zip(&routing.weights) {
-            add_scaled(&mut sum, &self.experts[expert].of(x), weight);
+        let (mut sum, mut later) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        let (now, _) = largest(&routing.weights, routing.weights.len() - put_off);
+        for (k, (&expert, &weight)) in routing.experts.iter().zip(&routing.weights).enumerate() {
+            let to = match now.contains(&k) {
+                true => &mut sum,
+                false => &mut later,
+            };
+            add_scaled(to, &self.experts[expert].of(x), weight);
         }
         if let Some(shared) = &self.shared {
             let factor = self
@@ -139,7 +149,7 @@ impl Mixture {
                 .map_or(1.0, |gate| sigmoid(dot(gate, x)));
             add_scaled(&mut sum, &shared.of(x), factor);
         }
-        (sum, routing)
+        (sum, later, routing)
     }
 }
 

@@ -27,6 +27,14 @@ pub struct Model {
     head: Option<Matrix>,
 }
 
+/// Which experts are added later: this many of each token, those with the smallest weights, from position
+/// `from` on.
+#[derive(Clone, Copy, Default)]
+pub struct Deferral {
+    pub experts: usize,
+    pub from: usize,
+}
+
 struct Layer {
     attention_norm: Norm,
     attention: Attention,
@@ -88,6 +96,13 @@ impl Model {
 
     /// Runs the tokens `ids` at positions 0, 1, 2 and so on.
     pub fn forward(&self, ids: &[u32]) -> Trace {
+        self.forward_deferring(ids, Deferral::default())
+    }
+
+    /// The same, but a part of the experts of some positions is added one mixture later, and behind the last
+    /// layer what is left.
+    pub fn forward_deferring(&self, ids: &[u32], deferral: Deferral) -> Trace {
+        let mut pending: Vec<Option<Vec<f64>>> = vec![None; ids.len()];
         let mut stream: Vec<Vec<f64>> = ids
             .iter()
             .map(|&id| self.embedding.row(id as usize).to_vec())
@@ -95,8 +110,11 @@ impl Model {
         let mut hidden = Vec::new();
         let mut routers = Vec::new();
         for layer in &self.layers {
-            routers.push(layer.forward(&mut stream));
+            routers.push(layer.forward(&mut stream, &mut pending, deferral));
             hidden.push(stream.clone());
+        }
+        for (x, pending) in stream.iter_mut().zip(pending) {
+            pending.iter().for_each(|later| add(x, later));
         }
         let final_norm: Vec<Vec<f64>> = stream.iter().map(|x| self.final_norm.of(x)).collect();
         let head = self.head.as_ref().unwrap_or(&self.embedding);
@@ -130,17 +148,30 @@ impl Layer {
     }
 
     /// Adds attention and feed-forward to the residual stream; the routers' choices by position.
-    fn forward(&self, stream: &mut [Vec<f64>]) -> Vec<Routing> {
+    fn forward(
+        &self,
+        stream: &mut [Vec<f64>],
+        pending: &mut [Option<Vec<f64>>],
+        deferral: Deferral,
+    ) -> Vec<Routing> {
         let normed: Vec<Vec<f64>> = stream.iter().map(|x| self.attention_norm.of(x)).collect();
         let attended = match &self.attention {
             Attention::Grouped(attention) => attention.forward(&normed),
             Attention::Latent(attention) => attention.forward(&normed),
         };
         let mut routings = Vec::new();
-        for (x, attended) in stream.iter_mut().zip(attended) {
+        for (position, (x, attended)) in stream.iter_mut().zip(attended).enumerate() {
             add(x, &attended);
-            let (y, routing) = self.ffn.forward(&self.ffn_norm.of(x));
+            let put_off = match position < deferral.from {
+                true => 0,
+                false => deferral.experts,
+            };
+            let (y, later, routing) = self.ffn.forward(&self.ffn_norm.of(x), put_off);
             add(x, &y);
+            if let Some(later) = later {
+                let before = pending[position].replace(later);
+                before.iter().for_each(|before| add(x, before));
+            }
             routings.extend(routing);
         }
         routings

@@ -1,0 +1,70 @@
+//! What an engine is made with.
+
+use ktx_kernels::kv::KvType;
+use ktx_kernels::linear::Precision;
+use ktx_ops::spec::Spec;
+use ktx_ops::tree::Module;
+
+use crate::error::EngineError;
+
+/// What happens if a model does not fit into memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MemoryCheck {
+    /// It is refused before anything is loaded.
+    #[default]
+    Refuse,
+    /// It is loaded; the system pages weights in and out as it can.
+    Ignore,
+}
+
+/// What an engine is made with, defaults filled in.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Threads of the host.
+    pub threads: usize,
+    /// Tokens that one session holds at most.
+    pub context: usize,
+    /// Prompt tokens of one forward call.
+    pub chunk_size: usize,
+    /// Sessions whose full context fits at once.
+    pub sessions: usize,
+    /// How products take their activations.
+    pub precision: Precision,
+    /// How keys and values are stored.
+    pub kv_type: KvType,
+    /// Experts of each token that are added one layer later while tokens are generated.
+    pub deferred_experts: usize,
+}
+
+/// A setting from 1 to what any model could use.
+pub(super) fn positive(name: &'static str, value: usize) -> Result<usize, EngineError> {
+    match value {
+        1..=16_777_216 => Ok(value),
+        _ => Err(EngineError::Setting {
+            name,
+            value,
+            range: "1 to 16777216 are allowed",
+        }),
+    }
+}
+
+/// A number of experts that every layer with experts can put off.
+pub(super) fn deferrable(experts: usize, tree: &Module) -> Result<usize, EngineError> {
+    fn fewest(module: &Module) -> Option<usize> {
+        let own = match &module.spec {
+            Spec::Moe(spec) => Some(spec.top_k),
+            _ => None,
+        };
+        let below = module.children.iter().filter_map(fewest);
+        own.into_iter().chain(below).min()
+    }
+    match (experts, fewest(tree)) {
+        (0, _) => Ok(0),
+        (_, Some(top_k)) if experts < top_k => Ok(experts),
+        _ => Err(EngineError::Setting {
+            name: "deferred_experts",
+            value: experts,
+            range: "fewer than each token has in a layer are allowed, and none in a model without routed experts",
+        }),
+    }
+}
