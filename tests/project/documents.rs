@@ -7,7 +7,7 @@ use ktx_core::{Engine, Rules};
 
 use crate::metadata::root;
 
-const DOCUMENTS: [&str; 11] = [
+const DOCUMENTS: [&str; 12] = [
     "README.md",
     "docs/architecture.md",
     "docs/rules.md",
@@ -15,6 +15,7 @@ const DOCUMENTS: [&str; 11] = [
     "docs/adding-an-operator.md",
     "docs/adding-a-model.md",
     "docs/models.md",
+    "docs/gpus.md",
     "docs/performance.md",
     "docs/placement.md",
     "docs/api.md",
