@@ -213,12 +213,6 @@ impl Isa for Avx2 {
     const SIGNED_WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn prefetch(address: *const u8) {
-        // SAFETY: a prefetch of an invalid address does nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-    }
-
-    #[inline(always)]
     unsafe fn zero() -> Sums {
         // SAFETY: see the impl.
         unsafe { Sums(_mm256_setzero_ps(), _mm256_setzero_ps()) }

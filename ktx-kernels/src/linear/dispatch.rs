@@ -4,7 +4,6 @@ use ktx_gguf::GgmlType;
 
 use super::activations::{self, Activations, QuantizedRow};
 use super::float::{Bf16, Dequantized, F16, F32, Fp8, SignedBytes};
-use super::int8_kernels::PREFETCH;
 use super::scratch::Scratch;
 use super::unpack::for_each_code_type;
 use super::{MAX_ROW_TOKENS, PANEL_ROWS, TAIL_TOKENS, WeightRows, with_scratch};
@@ -29,6 +28,8 @@ pub(crate) struct Span<'a> {
     pub(crate) rows: usize,
     pub(crate) x: &'a Activations,
     pub(crate) tokens: &'a [u32],
+    /// What this thread reads next; empty when that is not known.
+    pub(crate) next: &'a [u8],
 }
 
 impl<'a> Span<'a> {
@@ -39,26 +40,74 @@ impl<'a> Span<'a> {
         &self.w.bytes[(self.row + row) * row_bytes..][..row_bytes]
     }
 
-    /// Asks for the first weights of the span, all at once: what row by row products do not ask for
-    /// ahead. A span of a few KiB, as an expert's share of a task is, waits for them a third of its time.
-    pub(crate) fn prefetch(&self) {
+    /// Asks for the first weights of the span, all at once: what nobody asked for when it was not known yet which
+    /// span this thread takes.
+    fn prefetch(&self) {
+        let wanted = PREFETCH.min(self.rows * self.w.row_bytes());
+        for line in self.w.bytes_from(self.row)[..wanted].chunks(64) {
+            prefetch(line.as_ptr());
+        }
+    }
+
+    /// Where row by row products ask for weights.
+    #[inline(always)]
+    pub(crate) fn ahead(&self) -> Ahead {
         let row_bytes = self.w.row_bytes();
-        let bytes = &self.w.bytes[self.row * row_bytes..];
-        let wanted = PREFETCH.min(self.rows * row_bytes);
-        prefetch(&bytes[..wanted.min(bytes.len())]);
+        let blocks = &self.w.bytes[self.row * row_bytes..(self.row + self.rows) * row_bytes];
+        let end = blocks.as_ptr_range().end.addr();
+        let next = match self.next {
+            [] => end,
+            next => next.as_ptr().addr(),
+        };
+        Ahead {
+            end,
+            jump: next.wrapping_sub(end),
+        }
     }
 }
 
-/// Asks for bytes that are read soon.
-fn prefetch(bytes: &[u8]) {
+/// How far ahead of the arithmetic weights are asked for. The hardware does the same within a page of 4 KiB, but begins
+/// anew at each. Experts of one token, 15 threads, GB/s: without 57, 2 KiB 75, 4 KiB 82, 8 KiB 67.
+const PREFETCH: usize = 4096;
+
+/// Where weights are asked for ahead of the arithmetic: [`PREFETCH`] bytes ahead in the span, and at its end in what
+/// this thread reads next, so that no span begins by waiting.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    /// The address behind the span.
+    end: usize,
+    /// From there to what is read next.
+    jump: usize,
+}
+
+impl Ahead {
+    /// Asks for as much as `columns`, which are being multiplied.
+    #[inline(always)]
+    pub(crate) fn prefetch(self, columns: &[u8]) {
+        for line in (0..columns.len()).step_by(64) {
+            let address = columns.as_ptr().wrapping_add(PREFETCH + line);
+            let jump = if address.addr() < self.end {
+                0
+            } else {
+                self.jump
+            };
+            prefetch(address.wrapping_add(jump));
+        }
+    }
+}
+
+/// Asks for the cache line at an address, which need not be valid, into the second-level cache: the first has too few
+/// places for lines that are under way.
+#[inline(always)]
+fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 CPU has SSE, and a prefetch does not access memory.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    // SAFETY: every x86-64 CPU has SSE, and a prefetch does not access memory.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
+    let _ = address;
 }
 
 /// Writes `[token, row]` results at a stride.

@@ -3,7 +3,6 @@
 use super::MAX_ROW_TOKENS;
 use super::dispatch::Span;
 use super::float::{Columns, Widen};
-use super::int8_kernels::prefetch;
 use super::isa::{Isa, MAX_TILE, STEP};
 use super::scratch::{FLOAT_CHUNK_COLS, Scratch};
 
@@ -38,13 +37,14 @@ unsafe fn rows_of<K: Isa, W: Widen, const TOKENS: usize>(
         tokens[token] = span.x.floats(span.tokens[token] as usize).as_ptr();
     }
     let mut step = [0.0; STEP];
+    let ahead = span.ahead();
     for row in 0..span.rows {
         // SAFETY: `K` is supported, by the caller's promise. A step reads 256 columns of each
         // token, whose rows are padded to that.
         unsafe {
             let mut sums = [K::zero(); TOKENS];
             for (index, columns) in span.row_bytes(row).chunks(step_bytes(span)).enumerate() {
-                prefetch::<K>(columns, step_bytes(span));
+                ahead.prefetch(columns);
                 widen_step::<W>(span, row, index * STEP, columns, &mut step);
                 for token in 0..TOKENS {
                     let x = tokens[token].wrapping_add(index * STEP);

@@ -64,9 +64,6 @@ pub(crate) trait Isa {
     /// Whether 8-bit products read codes of wide types (above 127) as signed, `code - 128`.
     const SIGNED_WIDE: bool;
 
-    /// Asks for the cache line at `address`, which need not be valid.
-    unsafe fn prefetch(address: *const u8);
-
     unsafe fn zero() -> Self::Sum;
     /// Adds up the partial sums.
     unsafe fn total(sum: Self::Sum) -> f32;
@@ -90,6 +87,27 @@ pub(crate) trait Isa {
         token: TokenCodes,
         sum: Self::Sum,
     ) -> Self::Sum;
+
+    /// Adds the products of one Q4_K block with each token to `sums`, if there is a way that does not go through
+    /// a [`Step`]; says whether there is.
+    #[inline(always)]
+    unsafe fn dot_q4_k<const TOKENS: usize>(
+        _: &[u8; 144],
+        _: &[TokenCodes; TOKENS],
+        _: &mut [Self::Sum; TOKENS],
+    ) -> bool {
+        false
+    }
+
+    /// As [`Self::dot_q4_k`], of a Q6_K block.
+    #[inline(always)]
+    unsafe fn dot_q6_k<const TOKENS: usize>(
+        _: &[u8; 210],
+        _: &[TokenCodes; TOKENS],
+        _: &mut [Self::Sum; TOKENS],
+    ) -> bool {
+        false
+    }
 
     /// Puts `cols` (a multiple of 32) columns from `col` on of [`PANEL_ROWS`] rows, each
     /// [`STEP`] bytes apart in `rows`, into the panel's order.

@@ -147,7 +147,10 @@ pub(crate) fn matmul_at(
     out_stride: usize,
 ) -> Result<(), LinearError> {
     let product = Product::new(level, pool, w, x, out, out_stride)?;
-    pool.run(product.tasks, &|task| product.run(x, task));
+    pool.run_ahead(product.tasks, &|task, next| {
+        let next = next.map(|next| product.first_bytes(next));
+        product.run(x, task, next.unwrap_or_default());
+    });
     Ok(())
 }
 
@@ -171,12 +174,20 @@ pub(crate) fn matmul_many_at(
             *product = Some(Product::new(level, pool, *w, x, out, w.rows)?);
         }
         let tasks = products.iter().flatten().map(|product| product.tasks).sum();
-        pool.run(tasks, &|mut task| {
+        let find = |mut task: usize| {
             for product in products.iter().flatten() {
                 if task < product.tasks {
-                    return product.run(x, task);
+                    return Some((product, task));
                 }
                 task -= product.tasks;
+            }
+            None
+        };
+        pool.run_ahead(tasks, &|task, next| {
+            let next = next.and_then(find);
+            let next = next.map(|(product, task)| product.first_bytes(task));
+            if let Some((product, task)) = find(task) {
+                product.run(x, task, next.unwrap_or_default());
             }
         });
     }
@@ -242,14 +253,23 @@ impl<'a> Product<'a> {
         })
     }
 
-    fn run(&self, x: &Activations, task: usize) {
+    /// The weights that a task reads, of products that are computed row by row.
+    fn first_bytes(&self, task: usize) -> &'a [u8] {
         match &self.method {
-            Method::Kernels(kernels) => self.run_kernels(kernels, x, task),
+            Method::Kernels(_) => self.w.bytes_from(task * self.rows_per_task),
+            Method::Tiles { .. } => &[],
+        }
+    }
+
+    /// Runs a task; this thread reads `next` then.
+    fn run(&self, x: &Activations, task: usize, next: &[u8]) {
+        match &self.method {
+            Method::Kernels(kernels) => self.run_kernels(kernels, x, task, next),
             Method::Tiles { row_tasks } => self.run_tiles(x, task % row_tasks, task / row_tasks),
         }
     }
 
-    fn run_kernels(&self, kernels: &Kernels, x: &Activations, task: usize) {
+    fn run_kernels(&self, kernels: &Kernels, x: &Activations, task: usize, next: &[u8]) {
         let row = task * self.rows_per_task;
         let span = Span {
             w: self.w,
@@ -257,6 +277,7 @@ impl<'a> Product<'a> {
             rows: self.rows_per_task.min(self.w.rows - row),
             x,
             tokens: x.all_tokens(),
+            next,
         };
         // SAFETY: `check_shapes` proved that every token's `rows` results fit `out`; tasks have
         // rows of their own, so no element is written twice.

@@ -62,9 +62,6 @@ impl Isa for Portable {
     const SIGNED_WIDE: bool = false;
 
     #[inline(always)]
-    unsafe fn prefetch(_: *const u8) {}
-
-    #[inline(always)]
     unsafe fn zero() -> [f32; LANES] {
         [0.0; LANES]
     }

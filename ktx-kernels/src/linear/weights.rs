@@ -143,6 +143,11 @@ impl<'a> WeightRows<'a> {
         self.bytes
     }
 
+    /// The blocks from row `row` on.
+    pub(crate) fn bytes_from(&self, row: usize) -> &'a [u8] {
+        self.bytes.get(row * self.row_bytes()..).unwrap_or_default()
+    }
+
     /// Bytes of one row.
     pub(crate) fn row_bytes(&self) -> usize {
         self.bytes.len().checked_div(self.rows).unwrap_or(0)

@@ -29,7 +29,7 @@ use std::thread::JoinHandle;
 
 use crate::linear::ProductOrder;
 
-use shared::{Region, Shared};
+use shared::{Region, Shared, Turn};
 
 /// A fixed set of threads that share the tasks of one parallel region at a time.
 ///
@@ -131,20 +131,39 @@ impl ThreadPool {
     /// # Panics
     /// As [`Self::run`].
     pub fn run_with_worker(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
-        if tasks == 0 {
+        self.run_region(&Region {
+            task: &|turn: Turn| task(turn.index, turn.worker),
+            tasks,
+            ahead: false,
+        });
+    }
+
+    /// As [`Self::run`], for tasks that are bound by reading memory: the second argument is the task that
+    /// this thread runs next, whose first bytes can be asked for while this one ends.
+    ///
+    /// # Panics
+    /// As [`Self::run`].
+    pub fn run_ahead(&self, tasks: usize, task: &(dyn Fn(usize, Option<usize>) + Sync)) {
+        self.run_region(&Region {
+            task: &|turn: Turn| task(turn.index, turn.next),
+            tasks,
+            ahead: true,
+        });
+    }
+
+    fn run_region(&self, region: &Region<'_>) {
+        if region.tasks == 0 {
             return;
         }
         if let Some(worker) = shared::nested_worker(&self.shared) {
-            (0..tasks).for_each(|index| task(index, worker));
-            return;
+            return region.run_alone(worker);
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if tasks == 1 || self.workers.is_empty() {
+        if region.tasks == 1 || self.workers.is_empty() {
             let _inside = shared::enter(&self.shared, 0);
-            (0..tasks).for_each(|index| task(index, 0));
-            return;
+            return region.run_alone(0);
         }
-        self.run_shared(&Region { task, tasks });
+        self.run_shared(region);
     }
 
     fn run_shared(&self, region: &Region<'_>) {

@@ -23,8 +23,32 @@ struct Alone<T>(T);
 
 /// A parallel region: its tasks and how many there are.
 pub(super) struct Region<'a> {
-    pub(super) task: &'a (dyn Fn(usize, usize) + Sync),
+    pub(super) task: &'a (dyn Fn(Turn) + Sync),
     pub(super) tasks: usize,
+    /// Whether a thread takes its next task before it runs the one that it has.
+    pub(super) ahead: bool,
+}
+
+impl Region<'_> {
+    /// Runs all tasks on the calling thread, as `worker`.
+    pub(super) fn run_alone(&self, worker: usize) {
+        for index in 0..self.tasks {
+            (self.task)(Turn {
+                index,
+                worker,
+                next: Some(index + 1).filter(|next| self.ahead && *next < self.tasks),
+            });
+        }
+    }
+}
+
+/// One call of a region's task.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Turn {
+    pub(super) index: usize,
+    pub(super) worker: usize,
+    /// The task that this thread runs next, where tasks are taken ahead.
+    pub(super) next: Option<usize>,
 }
 
 type Payload = Box<dyn Any + Send>;
@@ -109,12 +133,19 @@ impl Shared {
     /// Runs tasks of `region` as `worker` until none are left.
     pub(super) fn take_tasks(&self, region: &Region<'_>, worker: usize) {
         let _inside = enter(self, worker);
-        loop {
+        let take = || {
             let index = self.next.0.fetch_add(1, Ordering::Relaxed);
-            if index >= region.tasks {
-                return;
-            }
-            (region.task)(index, worker);
+            (index < region.tasks).then_some(index)
+        };
+        let mut taken = take();
+        while let Some(index) = taken {
+            let next = if region.ahead { take() } else { None };
+            (region.task)(Turn {
+                index,
+                worker,
+                next,
+            });
+            taken = if region.ahead { next } else { take() };
         }
     }
 

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,6 +25,30 @@ fn every_task_runs_exactly_once() {
                     .iter()
                     .all(|count| count.load(Ordering::Relaxed) == 1)
             );
+        }
+    }
+}
+
+#[test]
+fn a_task_taken_ahead_is_the_one_that_its_thread_runs_next() {
+    thread_local! {
+        static PROMISED: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+    for threads in [1, 2, 4] {
+        let pool = pool(threads);
+        for tasks in [0, 1, 2, 5, 300] {
+            let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            let first = AtomicUsize::new(0);
+            pool.run_ahead(tasks, &|task, next| {
+                counts[task].fetch_add(1, Ordering::Relaxed);
+                match PROMISED.replace(next) {
+                    Some(promised) => assert_eq!(promised, task),
+                    None => _ = first.fetch_add(1, Ordering::Relaxed),
+                }
+            });
+            let once = |count: &AtomicUsize| count.load(Ordering::Relaxed) == 1;
+            assert!(counts.iter().all(once));
+            assert!(first.into_inner() <= threads);
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Types with 256 elements to a block and quantised scales of sub-blocks.
 
-use super::super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::super::isa::Step;
+use super::super::isa::{Isa, TokenCodes};
 #[cfg(target_arch = "x86_64")]
 use super::super::tiles::amx::{self, TileRow};
 use super::{Unpack, bytes, half_at, part_mut, u32_at};
 
 macro_rules! k_type {
-    ($(#[$doc:meta])* $name:ident, bytes $len:literal, sub $sub:literal, codes $codes:literal $(, expand $expand:path)?) => {
+    ($(#[$doc:meta])* $name:ident, bytes $len:literal, sub $sub:literal, codes $codes:literal $(, dot $dot:ident)? $(, expand $expand:path)?) => {
         $(#[$doc])*
         #[allow(non_camel_case_types, reason = "the names of the format")]
         pub(crate) struct $name;
@@ -31,6 +31,16 @@ macro_rules! k_type {
                 Self::scales(bytes(block, 0), part_mut(scales, 0), part_mut(offsets, 0));
             }
 
+            $(#[inline(always)]
+            unsafe fn dot_direct<K: Isa, const TOKENS: usize>(
+                columns: &[u8],
+                tokens: &[TokenCodes; TOKENS],
+                sums: &mut [K::Sum; TOKENS],
+            ) -> bool {
+                // SAFETY: by the caller's promise.
+                unsafe { K::$dot(bytes(columns, 0), tokens, sums) }
+            })?
+
             $(#[cfg(target_arch = "x86_64")]
             #[inline(always)]
             unsafe fn expand(columns: &[u8], _: &mut Step, row: TileRow<'_>) {
@@ -51,7 +61,7 @@ k_type!(
 );
 k_type!(
     /// 4 bits; `d * scale * q - dmin * min`.
-    Q4_K, bytes 144, sub 32, codes 16, expand amx::expand_q4_k
+    Q4_K, bytes 144, sub 32, codes 16, dot dot_q4_k, expand amx::expand_q4_k
 );
 k_type!(
     /// 5 bits; `d * scale * q - dmin * min`.
@@ -59,7 +69,7 @@ k_type!(
 );
 k_type!(
     /// 6 bits; `d * scale * (q - 32)`.
-    Q6_K, bytes 210, sub 16, codes 64
+    Q6_K, bytes 210, sub 16, codes 64, dot dot_q6_k
 );
 k_type!(
     /// 8 bits, signed; `d * q`.

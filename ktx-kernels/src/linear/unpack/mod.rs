@@ -15,7 +15,7 @@ pub(crate) use k_quants::six_bits;
 pub(crate) use k_quants::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K};
 pub(crate) use legacy::{IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0};
 
-use super::isa::{Isa, Step};
+use super::isa::{Isa, Step, TokenCodes};
 #[cfg(target_arch = "x86_64")]
 use super::tiles::amx::{self, TileRow};
 
@@ -54,6 +54,20 @@ pub(crate) trait Unpack {
     {
         // SAFETY: by the caller's promise.
         unsafe { unpack_blocks::<K, Self>(columns, step) }
+    }
+
+    /// Adds the products of up to 256 columns with each token to `sums`, if `K` has a way that does not expand
+    /// them into a [`Step`]; says whether it has.
+    ///
+    /// # Safety
+    /// The CPU supports `K`, and tokens have 256 columns.
+    #[inline(always)]
+    unsafe fn dot_direct<K: Isa, const TOKENS: usize>(
+        _: &[u8],
+        _: &[TokenCodes; TOKENS],
+        _: &mut [K::Sum; TOKENS],
+    ) -> bool {
+        false
     }
 
     /// Expands the blocks of up to 256 columns to BF16, as one row of tiles.

@@ -2,6 +2,8 @@
 //! per four columns, one `vpdpbusd` multiplies 64 codes with four of a token's, which are
 //! broadcast from memory by the same instruction.
 
+mod direct;
+
 use std::arch::x86_64::*;
 
 use super::activations::{self, QuantizedRow};
@@ -156,12 +158,6 @@ impl Isa for Avx512 {
     const SIGNED_WIDE: bool = false;
 
     #[inline(always)]
-    unsafe fn prefetch(address: *const u8) {
-        // SAFETY: a prefetch of an invalid address does nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-    }
-
-    #[inline(always)]
     unsafe fn zero() -> Sums {
         // SAFETY: see the impl.
         unsafe { Sums(_mm512_setzero_ps(), _mm512_setzero_ps()) }
@@ -267,6 +263,28 @@ impl Isa for Avx512 {
             odd = dot_64::<3>(step, token, lanes, scales, odd);
             Sums(even, odd)
         }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_q4_k<const TOKENS: usize>(
+        block: &[u8; 144],
+        tokens: &[TokenCodes; TOKENS],
+        sums: &mut [Sums; TOKENS],
+    ) -> bool {
+        // SAFETY: see the impl.
+        unsafe { direct::q4_k(block, tokens, sums) };
+        true
+    }
+
+    #[inline(always)]
+    unsafe fn dot_q6_k<const TOKENS: usize>(
+        block: &[u8; 210],
+        tokens: &[TokenCodes; TOKENS],
+        sums: &mut [Sums; TOKENS],
+    ) -> bool {
+        // SAFETY: see the impl.
+        unsafe { direct::q6_k(block, tokens, sums) };
+        true
     }
 
     #[inline(always)]
