@@ -4,6 +4,7 @@
 //! caches as no second-level cache holds, as the steps of a model do. Bandwidth and arithmetic are those
 //! that the operator needs at least: the cache read once, and only scores that are seen.
 
+use ktx_gguf::GgmlType;
 use ktx_kernels::activation::{self, GatedActivation};
 use ktx_kernels::attention::cuda::{
     self as attention, DeviceGqaQuery, DeviceMlaQuery, DeviceNorm, DeviceRotation,
@@ -16,6 +17,8 @@ use ktx_kernels::gate::{self, GateConfig, Scoring, WeightScaling};
 use ktx_kernels::heads::HeadRows;
 use ktx_kernels::heads::cuda::DeviceHeads;
 use ktx_kernels::kv::{KvType, LayerKv, PAGE_TOKENS, PageId, SequenceKv};
+use ktx_kernels::linear::cuda::GpuMatrix;
+use ktx_kernels::linear::{Precision, WeightRows};
 use ktx_kernels::rope::cuda::DeviceRopeTable;
 use ktx_kernels::rope::{self, RopeConfig, RopeHeads, RopeLayout, RopeTable};
 use ktx_kernels::topk::cuda::Argmax;
@@ -39,6 +42,17 @@ fn main() -> Result<()> {
     };
     println!("{}", gpu.info().name);
     small(&gpu)?;
+    for (rows, cols) in [
+        (2048, 2048),
+        (4096, 2048),
+        (2048, 8192),
+        (8192, 8192),
+        (151_936, 2048),
+    ] {
+        for tokens in [1, 4, 8] {
+            product(&gpu, rows, cols, tokens)?;
+        }
+    }
     println!(
         "{:34} {:>10} {:>10} {:>10}",
         "attention", "us", "GB/s", "TFLOP/s"
@@ -67,7 +81,7 @@ fn main() -> Result<()> {
         }
     }
     for (out, inner, stride) in [(512, 128, 192), (128, 512, 512)] {
-        for tokens in [1, 4, 8, 16, 64, 512] {
+        for tokens in [1, 2, 4, 8, 16, 64, 512] {
             heads(&gpu, out, inner, stride, tokens)?;
         }
     }
@@ -307,6 +321,27 @@ fn heads(gpu: &Gpu, out: usize, inner: usize, stride: usize, tokens: usize) -> R
         us,
         layers[0].bytes() as f64,
         2.0 * (128 * out * inner * tokens) as f64,
+    );
+    Ok(())
+}
+
+/// A matrix of Q4_K times a few tokens, bound by reading the matrix.
+fn product(gpu: &Gpu, rows: usize, cols: usize, tokens: usize) -> Result<()> {
+    let blocks = vec![0; GgmlType::Q4_K.row_bytes(cols).unwrap_or(0) * rows];
+    let weights = WeightRows::new(GgmlType::Q4_K, rows, cols, &blocks)?;
+    let matrices: Vec<GpuMatrix> = (0..(BEYOND_CACHES / blocks.len()).clamp(2, 200))
+        .map(|_| GpuMatrix::upload(gpu, weights))
+        .collect::<std::result::Result<_, _>>()?;
+    let (x, y) = (Rows::new(gpu, tokens, cols)?, Rows::new(gpu, tokens, rows)?);
+    let scratch = Rows::new(gpu, 1, GpuMatrix::scratch_floats(tokens, cols))?;
+    let us = time(gpu, matrices.len(), |i| {
+        matrices[i].multiply(x.matrix, None, y.matrix, Precision::Int8, scratch.matrix)
+    })?;
+    report(
+        &format!("Q4_K [{rows}, {cols}] x {tokens}"),
+        us,
+        blocks.len() as f64,
+        2.0 * (rows * cols * tokens) as f64,
     );
     Ok(())
 }

