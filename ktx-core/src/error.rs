@@ -178,6 +178,14 @@ pub enum EngineError {
         /// Its number.
         id: u32,
     },
+    /// The directory of the prefix cache.
+    #[error("the prefix cache's directory {} cannot be used: {reason}", directory.display())]
+    PrefixCache {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The system refused a thread.
     #[error("no thread could be started: {0}")]
     Thread(std::io::Error),

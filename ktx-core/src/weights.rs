@@ -90,6 +90,23 @@ impl Weights {
         self.gguf.file_size() + beside
     }
 
+    /// Shows `see` every tensor of all files: its name, its type and shape, and its bytes, which are read only where
+    /// they are looked at.
+    pub(crate) fn each(&self, see: &mut dyn FnMut(&str, &str, &[u8])) {
+        for info in self.gguf.tensors() {
+            if let Some(tensor) = self.gguf.tensor(&info.name) {
+                let kind = format!("{:?} {:?}", info.ty, info.shape);
+                see(&info.name, &kind, tensor.bytes());
+            }
+        }
+        for set in &self.beside {
+            for entry in set.tensors() {
+                let kind = format!("{:?} {:?}", entry.dtype, entry.shape);
+                see(&entry.name, &kind, set.bytes(entry));
+            }
+        }
+    }
+
     /// The shape of a tensor by its GGUF name, row length first.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let beside = self.names.get(name).and_then(|(file, name)| {

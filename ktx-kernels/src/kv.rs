@@ -9,6 +9,7 @@
 //! `v_width` 0. The memory is requested zeroed from the system, so pages that were never
 //! written cost address space only.
 
+use bytemuck::{cast_slice, cast_slice_mut};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -388,6 +389,55 @@ impl LayerKv {
         self.slice(start + slot * width, width).to_f32(out);
     }
 
+    /// Bytes of one page: its key rows and behind them its value rows.
+    pub fn page_bytes(&self) -> usize {
+        self.page_elements() * self.kv_type().element_bytes()
+    }
+
+    /// Copies a page's rows, as they are in memory, to `out` `[page_bytes]`.
+    ///
+    /// # Errors
+    /// [`KvError::Cuda`] if they are a GPU's and it does not give them.
+    ///
+    /// # Panics
+    /// If the page does not exist or `out` has another length.
+    pub fn read_page(&self, page: PageId, out: &mut [u8]) -> Result<(), KvError> {
+        let (start, len) = (self.page_start(page), self.page_elements());
+        match &self.storage {
+            Storage::F16(data) => out.copy_from_slice(cast_slice(&data[start..start + len])),
+            Storage::F32(data) => out.copy_from_slice(cast_slice(&data[start..start + len])),
+            Storage::Gpu(buffer, kv_type) => {
+                assert_eq!(out.len(), self.page_bytes(), "bytes of a page");
+                buffer.read_into(start * kv_type.element_bytes(), out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets a page's rows to what [`read_page`](Self::read_page) gave, of a cache with the same layout.
+    ///
+    /// # Errors
+    /// [`KvError::Cuda`] if they are a GPU's and it does not take them.
+    ///
+    /// # Panics
+    /// If the page does not exist or `bytes` has another length.
+    pub fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), KvError> {
+        let (start, len) = (self.page_start(page), self.page_elements());
+        assert_eq!(bytes.len(), self.page_bytes(), "bytes of a page");
+        match &mut self.storage {
+            Storage::F16(data) => {
+                cast_slice_mut(&mut data[start..start + len]).copy_from_slice(bytes);
+            }
+            Storage::F32(data) => {
+                cast_slice_mut(&mut data[start..start + len]).copy_from_slice(bytes);
+            }
+            Storage::Gpu(buffer, kv_type) => {
+                buffer.write(start * kv_type.element_bytes(), bytes)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Copies all rows of page `from` to page `to`, for a sequence that diverges from a shared
     /// prefix.
     ///
@@ -469,6 +519,29 @@ mod tests {
         assert_eq!(row, [2.0; 4]);
         kv.read_v(PageId(1), 7, &mut row);
         assert_eq!(row, [0.0; 4]);
+    }
+
+    #[test]
+    fn a_page_that_is_read_and_written_elsewhere_is_the_same() {
+        for kv_type in [KvType::F16, KvType::F32] {
+            let mut kv = LayerKv::new(kv_type, 3, 2, 3).unwrap();
+            kv.write(PageId(0), 7, &[1.5, -2.0, 0.25], &[4.0, 8.0]);
+            kv.write(PageId(0), 63, &[3.0; 3], &[5.0; 2]);
+            let mut bytes = vec![0; kv.page_bytes()];
+            kv.read_page(PageId(0), &mut bytes).unwrap();
+            kv.write_page(PageId(2), &bytes).unwrap();
+            for slot in [0, 7, 63] {
+                let mut rows = [[0.0; 3]; 2];
+                kv.read_k(PageId(0), slot, &mut rows[0]);
+                kv.read_k(PageId(2), slot, &mut rows[1]);
+                assert_eq!(rows[0], rows[1]);
+            }
+            let mut row = [0.0; 2];
+            kv.read_v(PageId(2), 63, &mut row);
+            assert_eq!(row, [5.0; 2]);
+            kv.read_v(PageId(1), 63, &mut row);
+            assert_eq!(row, [0.0; 2]);
+        }
     }
 
     #[test]

@@ -76,4 +76,25 @@ mod tests {
         assert!(!format!("{keys:?}").contains("sk-"));
         assert!(ApiKeys::new([String::new()]).is_empty());
     }
+
+    /// A comparison that stops at the first difference takes a thousandth of the time for a key that
+    /// differs at once.
+    #[test]
+    fn a_key_that_differs_at_once_takes_as_long_as_one_that_differs_at_the_end() {
+        const LENGTH: usize = 1 << 16;
+        let key = "k".repeat(LENGTH);
+        let keys = ApiKeys::new([key.clone()]);
+        let early = format!("x{}", &key[1..]);
+        let late = format!("{}x", &key[1..]);
+        let time = |shown: &str| {
+            let once = || {
+                let begin = std::time::Instant::now();
+                assert!(!keys.allow(std::hint::black_box(shown)));
+                begin.elapsed()
+            };
+            (0..50).map(|_| once()).min().unwrap_or_default()
+        };
+        let (early, late) = (time(&early), time(&late));
+        assert!(early * 4 > late, "{early:?} and {late:?}");
+    }
 }

@@ -21,10 +21,10 @@ pub(crate) struct Health {
     responses((status = 200, body = Health), (status = 503, body = Health)))]
 pub(crate) async fn health(State(app): State<App>) -> Response {
     let scheduler = app.scheduler();
-    let (code, status) = match (scheduler.is_alive(), scheduler.is_open()) {
-        (true, true) => (StatusCode::OK, "ok"),
-        (true, false) => (StatusCode::SERVICE_UNAVAILABLE, "shutting down"),
-        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
+    let (code, status) = match (scheduler.is_open(), scheduler.is_closed()) {
+        (true, _) => (StatusCode::OK, "ok"),
+        (false, true) => (StatusCode::SERVICE_UNAVAILABLE, "shutting down"),
+        (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
     };
     (code, Json(Health { status })).into_response()
 }

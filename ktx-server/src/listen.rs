@@ -81,7 +81,7 @@ fn connection(
 async fn drain(app: &App, graceful: GracefulShutdown) {
     app.scheduler().close();
     let all = async {
-        while !app.scheduler().is_idle() {
+        while app.scheduler().is_alive() {
             tokio::time::sleep(DRAIN_STEP).await;
         }
         graceful.shutdown().await;

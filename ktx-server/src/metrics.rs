@@ -33,6 +33,14 @@ impl Page<'_> {
         let _ = writeln!(self.text, "{name}{{model_name=\"{}\"}} {value}", self.model);
     }
 
+    fn tier(&mut self, name: &str, tier: &str, value: u64) {
+        let _ = writeln!(
+            self.text,
+            "{name}{{tier=\"{tier}\",model_name=\"{}\"}} {value}",
+            self.model
+        );
+    }
+
     fn histogram(&mut self, name: &str, help: &str, values: &Histogram) {
         self.head(name, "histogram", help);
         let model = self.model;
@@ -108,6 +116,16 @@ fn render(metrics: &MetricsSnapshot, model: &str) -> String {
         ),
         ("ktx:steps_total", "Forward calls.", metrics.steps),
         (
+            "ktx:prefix_cache_forgotten_pages_total",
+            "Pages that were forgotten because the disk was too slow for them.",
+            metrics.spill.forgotten_pages,
+        ),
+        (
+            "ktx:prefix_cache_rejected_files_total",
+            "Files of the prefix cache that were damaged, unfinished, or of another model.",
+            metrics.spill.rejected_files,
+        ),
+        (
             "ktx:requests_cancelled_total",
             "Requests whose clients went away.",
             metrics.cancelled,
@@ -132,6 +150,27 @@ fn render(metrics: &MetricsSnapshot, model: &str) -> String {
             page.text,
             "{name}{{finished_reason=\"{reason}\",model_name=\"{escaped}\"}} {count}"
         );
+    }
+    let name = "ktx:prefix_cache_returned_tokens_total";
+    page.head(
+        name,
+        "counter",
+        "Prompt tokens that came back from where the cache spills.",
+    );
+    let spill = &metrics.spill;
+    for (tier, tokens) in [
+        ("memory", spill.memory_tokens),
+        ("directory", spill.directory_tokens),
+    ] {
+        page.tier(name, tier, tokens);
+    }
+    let name = "ktx:prefix_cache_spilled_bytes";
+    page.head(name, "gauge", "Bytes of pages where the cache spills.");
+    for (tier, bytes) in [
+        ("memory", spill.memory_bytes),
+        ("directory", spill.directory_bytes),
+    ] {
+        page.tier(name, tier, bytes);
     }
     let histograms = [
         (

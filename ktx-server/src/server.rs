@@ -2,6 +2,8 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ktx_core::serving::Scheduler;
 use tokio::net::TcpListener;
@@ -16,6 +18,10 @@ use crate::{listen, routes};
 
 /// Threads that serve connections: they wait, mostly, and the engine needs the others.
 const THREADS: usize = 2;
+/// Time for what the prefix cache writes at the end.
+const SAVE_TIME: Duration = Duration::from_secs(30);
+/// How often it is looked whether that is done.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Threads that render templates and encode prompts.
 const BLOCKING_THREADS: usize = 16;
 
@@ -126,9 +132,13 @@ impl Server {
             listener,
             ..
         } = self;
-        let router = routes::router(&app);
+        let (router, scheduler) = (routes::router(&app), app.scheduler().clone());
         runtime.block_on(listen::serve(app, router, listener, stop));
-        // Connections that did not end by now are closed.
+        // Connections that did not end by now are closed, and their answers given up.
         runtime.shutdown_background();
+        let end = Instant::now() + SAVE_TIME;
+        while scheduler.is_alive() && Instant::now() < end {
+            thread::sleep(LOOK_AGAIN);
+        }
     }
 }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use ktx_core::serving::{Batching, PrefixSharing, Scheduler, SchedulerSettings};
+use ktx_core::memory::available_host_memory;
+use ktx_core::placement::ByteSize;
+use ktx_core::serving::{Batching, PrefixSharing, Scheduler, SchedulerSettings, SpillSettings};
 use ktx_server::{ApiKeys, PlanView, Server, ServerSettings};
 
 use crate::error::CliError;
@@ -12,6 +14,11 @@ use crate::model_args::{EngineArgs, ModelSource, RuleArgs, load};
 use crate::notes;
 use crate::sampling_args::{SamplingArgs, ThinkingArgs};
 use crate::text_file::read_text;
+
+/// The prefix cache takes one of so many parts of the memory that is free,
+const FREE_MEMORY_PARTS: u64 = 8;
+/// and so many bytes at most.
+const MOST_PREFIX_RAM: u64 = 8 << 30;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -79,6 +86,24 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     no_prefix_cache: bool,
 
+    /// Main memory for prompts that the cache has no place for any more, as in 4GiB
+    /// [default: an eighth of what is free, 8 GiB at most]
+    #[arg(long, value_name = "SIZE", conflicts_with = "no_prefix_cache")]
+    prefix_cache_ram: Option<ByteSize>,
+
+    /// Directory that keeps such prompts beyond the end of the server; one for each model
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "no_prefix_cache")]
+    prefix_cache_dir: Option<PathBuf>,
+
+    /// Bytes of its files at most
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "16GiB",
+        requires = "prefix_cache_dir"
+    )]
+    prefix_cache_disk: ByteSize,
+
     /// Let the last bits of a result depend on the other requests, which is faster with many of them
     #[arg(long)]
     fast_batching: bool,
@@ -114,6 +139,7 @@ pub(crate) struct ServeArgs {
 pub(crate) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let keys = args.keys()?;
     let mut builder = args.engine.apply(args.rules.apply(args.source.builder()?));
+    builder = builder.sequences(args.parallel);
     if let Some(device) = &args.device {
         builder = builder.default_device(device);
     }
@@ -124,7 +150,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), CliError> {
     notes::about_model(&planned);
     notes::about_plan(&planned);
     let plan = PlanView::of(&planned)?;
-    let scheduler = Scheduler::start(load(planned)?, args.scheduler())?;
+    let engine = load(planned)?;
+    let scheduler = Scheduler::start(engine, args.scheduler())?;
     let settings = args.server(keys);
     let (name, open) = (settings.model_name.clone(), settings.api_keys.is_empty());
     let server = Server::bind(
@@ -179,10 +206,24 @@ impl ServeArgs {
                 true => PrefixSharing::Off,
                 false => PrefixSharing::On,
             },
+            spill: self.spill(),
             batching: match self.fast_batching {
                 true => Batching::Fastest,
                 false => Batching::Exact,
             },
+        }
+    }
+
+    /// To be called once the model is loaded: it goes by the memory that is left.
+    fn spill(&self) -> SpillSettings {
+        let free = || available_host_memory().unwrap_or(0) / FREE_MEMORY_PARTS;
+        SpillSettings {
+            memory_bytes: match self.prefix_cache_ram {
+                Some(size) => size.0,
+                None => free().min(MOST_PREFIX_RAM),
+            },
+            directory: self.prefix_cache_dir.clone(),
+            directory_bytes: self.prefix_cache_disk.0,
         }
     }
 

@@ -11,9 +11,11 @@ use ktx_core::ops::{
     BuildArgs, Capacity, Forward, KModule, Linear, Loader, NoKwargs, OpError, Operator, Phase,
     registry,
 };
-use ktx_core::{Engine, EngineBuilder, FinishReason, Rules, register_operator};
+use ktx_core::serving::{Scheduler, SchedulerSettings};
+use ktx_core::{Engine, EngineBuilder, FinishReason, Rules, TokenId, register_operator};
 
 use crate::run::{all_logits, forced_logits, last_logits, load, pip, repository};
+use crate::serving::{answer, ask};
 
 const HIDDEN: u64 = 256;
 const TOP_K: u64 = 4;
@@ -278,6 +280,24 @@ fn account() -> MutexGuard<'static, Account> {
 
 fn fresh_account() {
     *account() = Account::default();
+}
+
+/// Others would wait for a whole prompt: a scheduler reads it in parts, with the operators that generate.
+#[test]
+fn a_scheduler_reads_long_prompts_without_loading_layers() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    fresh_account();
+    let prompt: Vec<TokenId> = (0..100).map(|i| TokenId(300 + 7 * i)).collect();
+    let settings = SchedulerSettings {
+        max_running: 4,
+        ..SchedulerSettings::default()
+    };
+    let answers = [load(layerwise(pip(), "20")), load(ruled("[]"))].map(|engine| {
+        let scheduler = Scheduler::start(engine, settings.clone()).expect("it starts");
+        answer(ask(&scheduler, &prompt, 3, 16)).0
+    });
+    assert_eq!(answers[0], answers[1]);
+    assert_eq!(account().loads, 0);
 }
 
 #[test]

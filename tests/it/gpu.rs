@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ktx_core::gguf::Gguf;
 use ktx_core::kernels::cuda::{DeviceBuffer, DeviceMatrix, Gpu, copy_by_kernel};
 use ktx_core::kernels::linear::Precision;
+use ktx_core::serving::{Event, Request, Scheduler, SchedulerSettings, SpillSettings, stream};
 use ktx_core::{
     Engine, EngineBuilder, FinishReason, GenerateOptions, MemoryCheck, Rules, SamplingParams,
 };
@@ -318,4 +319,84 @@ fn process_that_loses_its_gpu() {
             .expect("the GPU is lost");
         assert!(error.to_string().contains("lost"), "{error}");
     }
+}
+
+/// More requests at once than there are sessions, each with its golden answer; and pages that left the GPU
+/// come back as they were.
+#[test]
+fn gpu_answers_many_requests_at_once() {
+    let Some(_turn) = turn() else { return };
+    let goldens = json("models/pip-17m-goldens.json");
+    let cases: Vec<(Vec<u32>, Vec<u32>)> = goldens["generate"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|case| (ids(&case["prompt_ids"]), ids(&case["greedy_ids"])))
+        .collect();
+    for experts in ["cuda:0", "cpu"] {
+        let engine = on_gpu(&pip(), Precision::F32, experts);
+        let settings = SchedulerSettings {
+            max_running: 16,
+            spill: SpillSettings {
+                memory_bytes: 256 << 20,
+                ..SpillSettings::default()
+            },
+            ..SchedulerSettings::default()
+        };
+        let scheduler = Scheduler::start(engine, settings).unwrap();
+        let ask = |prompt: &[u32], max_new_tokens: usize| {
+            let (sink, events) = stream();
+            let request = Request {
+                sampling: SamplingParams::greedy(),
+                max_new_tokens,
+                ..Request::new(tokens(prompt))
+            };
+            scheduler.submit(request, sink).unwrap();
+            events
+        };
+        let mut cached = 0;
+        let mut answer = |events| {
+            let mut answer = Vec::new();
+            for event in events {
+                match event {
+                    Event::Started { cached_tokens } => cached += cached_tokens,
+                    Event::Token(token) => answer.push(token.token.0),
+                    Event::Finished(_) => {}
+                    Event::Failed(error) => panic!("{error}"),
+                }
+            }
+            answer
+        };
+        let many = || cases.iter().cycle().take(16);
+        let streams: Vec<_> = many().map(|(prompt, _)| ask(prompt, 48)).collect();
+        for (events, (_, wanted)) in streams.into_iter().zip(many()) {
+            let mut wanted = wanted.clone();
+            // The end token is in the golden and not in the text.
+            wanted.retain(|id| *id != 1);
+            assert_eq!(answer(events), wanted, "experts on {experts}");
+        }
+        // One session's pages: these prompts push one another out.
+        let long: Vec<Vec<u32>> = (0..4u32)
+            .map(|seed| {
+                (0..1000u32)
+                    .map(|i| 300 + (i * 17 + seed * 41) % 1000)
+                    .collect()
+            })
+            .collect();
+        let rounds = [(); 2].map(|()| long.iter().map(|p| answer(ask(p, 8))).collect::<Vec<_>>());
+        assert_eq!(rounds[0], rounds[1], "experts on {experts}");
+        assert!(cached > 0 && scheduler.metrics().spill.memory_tokens > 0);
+    }
+}
+
+#[test]
+fn gpu_steps_hold_as_many_requests_as_the_engine_was_made_for() {
+    let Some(_turn) = turn() else { return };
+    let engine = on_gpu(&pip(), Precision::F32, "cuda:0");
+    let settings = SchedulerSettings {
+        max_running: 33,
+        ..SchedulerSettings::default()
+    };
+    let error = Scheduler::start(engine, settings).err().unwrap();
+    assert!(error.to_string().contains("sequences"), "{error}");
 }

@@ -17,6 +17,7 @@ mod rule_files;
 mod run;
 mod serving;
 mod smollm2;
+mod spill;
 mod synthetic;
 mod tiny;
 mod tiny_models;

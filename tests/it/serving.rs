@@ -8,9 +8,9 @@ use ktx_core::serving::{
 };
 use ktx_core::{Engine, FinishReason, GenerateOptions, SamplingParams, TokenId};
 
-const PAGE: usize = 64;
+pub(crate) const PAGE: usize = 64;
 
-fn engine(context: usize, sessions: usize, chunk: usize) -> Engine {
+pub(crate) fn engine(context: usize, sessions: usize, chunk: usize) -> Engine {
     Engine::builder()
         .model(concat!(env!("CARGO_MANIFEST_DIR"), "/models/pip-17m.gguf"))
         .threads(2)
@@ -21,12 +21,12 @@ fn engine(context: usize, sessions: usize, chunk: usize) -> Engine {
         .expect("the model loads")
 }
 
-fn scheduler(engine: &Engine, settings: SchedulerSettings) -> Scheduler {
+pub(crate) fn scheduler(engine: &Engine, settings: SchedulerSettings) -> Scheduler {
     Scheduler::start(engine.clone(), settings).expect("the thread starts")
 }
 
 /// A prompt of this many tokens, unlike those of other seeds.
-fn prompt(engine: &Engine, seed: u32, tokens: usize) -> Vec<TokenId> {
+pub(crate) fn prompt(engine: &Engine, seed: u32, tokens: usize) -> Vec<TokenId> {
     let vocabulary = engine.tokenizer().vocab_size() as u32;
     let mut x = seed.wrapping_mul(2_654_435_761) | 1;
     let mut next = || {
@@ -60,7 +60,12 @@ fn alone(engine: &Engine, prompt: &[TokenId], seed: u64, tokens: usize) -> Vec<T
     generation.generated().to_vec()
 }
 
-fn ask(scheduler: &Scheduler, prompt: &[TokenId], seed: u64, tokens: usize) -> EventStream {
+pub(crate) fn ask(
+    scheduler: &Scheduler,
+    prompt: &[TokenId],
+    seed: u64,
+    tokens: usize,
+) -> EventStream {
     let (sink, events) = stream();
     let request = Request {
         sampling: sampling(seed),
@@ -71,7 +76,7 @@ fn ask(scheduler: &Scheduler, prompt: &[TokenId], seed: u64, tokens: usize) -> E
     events
 }
 
-fn answer(events: EventStream) -> (Vec<TokenId>, Finished) {
+pub(crate) fn answer(events: EventStream) -> (Vec<TokenId>, Finished) {
     let mut tokens = Vec::new();
     for event in events {
         match event {

@@ -6,14 +6,16 @@ use std::path::Path;
 use crate::metadata::{packages, packages_and_dependencies};
 
 /// Licences that ask for no more than a notice.
-const PERMISSIVE: [&str; 10] = [
+const PERMISSIVE: [&str; 12] = [
     "0BSD",
     "Apache-2.0",
     "BSD-2-Clause",
     "BSD-3-Clause",
     "BSL-1.0",
+    "CC0-1.0",
     "ISC",
     "MIT",
+    "MIT-0",
     "Unicode-3.0",
     "Unlicense",
     "Zlib",

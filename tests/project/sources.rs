@@ -120,3 +120,20 @@ fn nothing_is_built_for_one_cpu() {
         );
     }
 }
+
+/// No path of a request reaches the file system: the server's code has no way to it, and no call that takes a path.
+#[test]
+fn the_server_opens_no_files() {
+    let ways = [
+        "fs::",
+        "File::",
+        "PathBuf",
+        "path::",
+        "ServeDir",
+        "load_adapter",
+    ];
+    for (path, number, line) in code_lines("ktx-server") {
+        let found = ways.iter().find(|way| line.contains(*way));
+        assert_eq!(found, None, "{}:{number}: {line}", path.display());
+    }
+}

@@ -39,7 +39,9 @@ const DEFAULT_CONTEXT: usize = 8192;
 const DEFAULT_CHUNK: usize = 512;
 /// Sessions whose full context fits at once, if not set.
 const DEFAULT_SESSIONS: usize = 4;
-/// The same with a GPU, whose memory is taken at once.
+/// Sequences of one step with a GPU, if not set.
+const DEFAULT_SEQUENCES: usize = 32;
+/// [`DEFAULT_SESSIONS`] with a GPU, whose memory is taken at once.
 const GPU_SESSIONS: usize = 1;
 /// Prompt tokens of one step with a GPU, which is fast with many.
 const GPU_CHUNK: usize = 2048;
@@ -94,6 +96,7 @@ pub struct EngineBuilder {
     chunk_size: Option<usize>,
     sessions: Option<usize>,
     cache_tokens: Option<usize>,
+    sequences: Option<usize>,
     precision: Precision,
     kv_type: Option<KvType>,
     deferred_experts: usize,
@@ -179,6 +182,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Sequences that a [`Scheduler`](crate::serving::Scheduler) works on at once with a GPU, which keeps room
+    /// for their page tables; if not set, 32.
+    pub fn sequences(mut self, sequences: usize) -> Self {
+        self.sequences = Some(sequences);
+        self
+    }
+
     /// How products take their activations; [`Precision::F32`] is for debugging an operator.
     pub fn precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
@@ -228,8 +238,8 @@ impl EngineBuilder {
                 .unwrap_or(description.context_length.min(DEFAULT_CONTEXT)),
         )?;
         let sessions = match self.cache_tokens {
-            Some(tokens) => positive("cache_tokens", tokens)?.div_ceil(context),
-            None => self.sessions.unwrap_or(DEFAULT_SESSIONS),
+            Some(tokens) => Some(positive("cache_tokens", tokens)?.div_ceil(context)),
+            None => self.sessions,
         };
         let mut settings = Settings {
             threads: positive(
@@ -238,7 +248,8 @@ impl EngineBuilder {
             )?,
             context,
             chunk_size: positive("chunk_size", self.chunk_size.unwrap_or(DEFAULT_CHUNK))?,
-            sessions: positive("sessions", sessions)?,
+            sessions: positive("sessions", sessions.unwrap_or(DEFAULT_SESSIONS))?,
+            sequences: positive("sequences", self.sequences.unwrap_or(DEFAULT_SEQUENCES))?,
             precision: self.precision,
             kv_type: self.kv_type.unwrap_or(match self.precision {
                 Precision::F32 => KvType::F32,
@@ -271,7 +282,7 @@ impl EngineBuilder {
             // What nobody set is set for a GPU.
             let threads = self.threads.is_none().then_some(settings.threads - 1);
             settings.threads = threads.map_or(settings.threads, |n| n.max(1));
-            settings.sessions = self.sessions.unwrap_or(GPU_SESSIONS);
+            settings.sessions = sessions.unwrap_or(GPU_SESSIONS);
             settings.chunk_size = self.chunk_size.unwrap_or(GPU_CHUNK);
         }
         let report = check(

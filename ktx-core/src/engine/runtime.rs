@@ -15,13 +15,14 @@ use ktx_ops::module::KvLayout;
 use ktx_ops::recording::Recorder;
 use ktx_ops::{
     Batch, Capacity, Children, Forward, KModule, Layerwise, Linear, LoadProgress, LoadScope,
-    Loader, Model, Observer, OpError, Operator, Phase, WeightStore, load_all,
+    Loader, Model, Observer, OpError, Operator, Phase, load_all,
 };
 
 use super::steps::{RecordedStep, StepPlan, Steps};
 use super::{Settings, available_devices};
 use crate::error::EngineError;
 use crate::inject::InjectReport;
+use crate::weights::Weights;
 
 /// Rows whose logits are computed at once: the vocabulary is wide.
 const LOGIT_ROWS: usize = 16;
@@ -162,7 +163,7 @@ pub(crate) struct Runtime {
     free_pages: Vec<PageId>,
     moe: MoeScratch,
     pool: ThreadPool,
-    store: Arc<dyn WeightStore>,
+    store: Arc<Weights>,
     steps: Steps,
 }
 
@@ -171,7 +172,7 @@ impl Runtime {
         mut parts: Parts,
         settings: &Settings,
         pool: ThreadPool,
-        store: Arc<dyn WeightStore>,
+        store: Arc<Weights>,
         progress: &mut dyn FnMut(LoadProgress) -> bool,
     ) -> Result<Self, EngineError> {
         let on_gpus = parts.devices.iter().any(|d| !d.is_cpu());
@@ -194,7 +195,7 @@ impl Runtime {
             .collect::<Result<_, KvError>>()?;
         let steps = StepCapacity {
             rows: parts.capacity.tokens,
-            sequences: settings.sessions.min(parts.capacity.tokens),
+            sequences: settings.sequences.min(parts.capacity.tokens),
             pages: pages_for(settings.context),
         };
         Ok(Self {
@@ -260,6 +261,52 @@ impl Runtime {
     /// Pages in all.
     pub(crate) fn pages(&self) -> usize {
         self.kv.first().map_or(0, LayerKv::pages)
+    }
+
+    /// Bytes of a page in all layers together.
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.kv.iter().map(LayerKv::page_bytes).sum()
+    }
+
+    /// A copy of what a page holds, layer after layer.
+    pub(crate) fn read_page(&mut self, page: PageId) -> Result<Vec<u8>, EngineError> {
+        let _turn = self.steps.use_gpus().then(cuda::turn);
+        let mut bytes = vec![0; self.page_bytes()];
+        let mut rest = bytes.as_mut_slice();
+        for layer in &self.kv {
+            let (own, others) = rest.split_at_mut(layer.page_bytes());
+            layer.read_page(page, own)?;
+            rest = others;
+        }
+        Ok(bytes)
+    }
+
+    /// Gives a page the contents that [`read_page`](Self::read_page) copied.
+    pub(crate) fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), EngineError> {
+        let _turn = self.steps.use_gpus().then(cuda::turn);
+        let mut rest = bytes;
+        for layer in &mut self.kv {
+            let (own, others) = rest.split_at(layer.page_bytes());
+            layer.write_page(page, own)?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// Sequences of one step at most, if there is a limit.
+    pub(crate) fn most_sequences(&self) -> Option<usize> {
+        let on_gpu = self.steps.use_gpus();
+        on_gpu.then_some(self.steps.capacity.sequences)
+    }
+
+    /// The GPUs that take part.
+    pub(crate) fn gpus(&self) -> impl Iterator<Item = Device> {
+        self.parts.devices.iter().copied().filter(|d| !d.is_cpu())
+    }
+
+    /// The weights' files.
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.store
     }
 
     /// The host's threads.

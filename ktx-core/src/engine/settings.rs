@@ -28,6 +28,8 @@ pub struct Settings {
     pub chunk_size: usize,
     /// Sessions whose full context fits at once.
     pub sessions: usize,
+    /// Sequences of one forward call at most, where a GPU takes part.
+    pub sequences: usize,
     /// How products take their activations.
     pub precision: Precision,
     /// How keys and values are stored.

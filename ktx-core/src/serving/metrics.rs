@@ -3,7 +3,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::Usage;
+use super::spill::Tier;
+use super::{SpillCounts, Usage};
 use crate::session::FinishReason;
 
 /// Upper bounds of the buckets of times, in seconds.
@@ -77,8 +78,10 @@ pub struct MetricsSnapshot {
     pub steps: u64,
     /// Prompt tokens of all requests that were begun.
     pub prompt_tokens: u64,
-    /// Those of them that the cache had already.
+    /// Those of them that were there already, in the cache or where it spills.
     pub cached_tokens: u64,
+    /// What the cache had no place for.
+    pub spill: SpillCounts,
     /// Tokens that were generated.
     pub generated_tokens: u64,
     /// Requests that gave their pages up and were begun again.
@@ -153,6 +156,15 @@ impl Metrics {
         counts.queue_time.add(usage.queue_time);
         counts.prompt_tokens += usage.prompt_tokens as u64;
         counts.cached_tokens += usage.cached_tokens as u64;
+    }
+
+    /// Counts tokens that were brought back from where the cache spills.
+    pub(super) fn returned(&self, tier: Tier, tokens: usize) {
+        let counts = &mut self.lock().spill;
+        match tier {
+            Tier::Memory => counts.memory_tokens += tokens as u64,
+            Tier::Directory => counts.directory_tokens += tokens as u64,
+        }
     }
 
     /// Counts the end of a request; none if it failed.

@@ -27,6 +27,7 @@ mod pages;
 mod prefix;
 mod request;
 mod sequence;
+mod spill;
 mod stops;
 mod stream;
 mod worker;
@@ -40,6 +41,7 @@ pub use metrics::{Histogram, Metrics, MetricsSnapshot};
 pub use request::{
     EndTokens, Event, Finished, Request, SubmitError, TokenConstraint, TokenEvent, TokenSink, Usage,
 };
+pub use spill::{SpillCounts, SpillSettings};
 pub use stops::StopStrings;
 pub use stream::{EventStream, StreamSink, stream};
 
@@ -67,6 +69,8 @@ pub struct SchedulerSettings {
     pub mixed_rows: usize,
     /// Whether prompts begin with what the cache still has of earlier ones.
     pub prefix_cache: PrefixSharing,
+    /// Where pages of prompts are kept for which the cache has no place.
+    pub spill: SpillSettings,
     /// Whether results may depend on what else is in a step.
     pub batching: Batching,
 }
@@ -101,13 +105,14 @@ impl Default for SchedulerSettings {
             max_waiting: DEFAULT_WAITING,
             mixed_rows: DEFAULT_MIXED_ROWS,
             prefix_cache: PrefixSharing::On,
+            spill: SpillSettings::default(),
             batching: Batching::Exact,
         }
     }
 }
 
 /// Takes requests for an engine and works on many of them at once. Cheap to clone; the thread ends
-/// when the last clone is gone and all requests are answered.
+/// when it is closed, or the last clone is gone, and all requests are answered.
 #[derive(Clone)]
 pub struct Scheduler {
     shared: Arc<Shared>,
@@ -116,7 +121,7 @@ pub struct Scheduler {
 struct Shared {
     engine: Engine,
     settings: SchedulerSettings,
-    inbox: Mutex<Sender<Sequence>>,
+    inbox: Mutex<Option<Sender<Sequence>>>,
     metrics: Arc<Metrics>,
     closed: AtomicBool,
     thread: thread::JoinHandle<()>,
@@ -127,7 +132,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`EngineError::Setting`] if a limit is 0 or larger than a step, [`EngineError::Thread`] if the
-    /// system refuses the thread.
+    /// system refuses the thread, and what [`SpillSettings::directory`] is refused for.
     pub fn start(engine: Engine, settings: SchedulerSettings) -> Result<Self, EngineError> {
         let rows = engine
             .settings()
@@ -135,6 +140,24 @@ impl Scheduler {
             .min(engine.settings().context)
             .max(1);
         check("max_running", settings.max_running, rows)?;
+        let (sequences, layerwise) = {
+            let inner = engine.inner();
+            let runtime = inner.runtime()?;
+            (runtime.most_sequences(), runtime.layerwise_above())
+        };
+        if sequences.is_some_and(|most| settings.max_running > most) {
+            return Err(EngineError::Setting {
+                name: "max_running",
+                value: settings.max_running,
+                range: "the engine's steps hold fewer sequences with a GPU: make it with more `sequences`",
+            });
+        }
+        if let Some(threshold) = layerwise {
+            tracing::warn!(
+                "the rules read prompts of more than {threshold} tokens layer by layer, which would hold up all \
+                 other requests: here such prompts are read in parts, with the operators that generate"
+            );
+        }
         check("mixed_rows", settings.mixed_rows, usize::MAX)?;
         let metrics = Arc::new(Metrics::default());
         let (sender, receiver) = mpsc::channel();
@@ -152,7 +175,7 @@ impl Scheduler {
             shared: Arc::new(Shared {
                 engine,
                 settings,
-                inbox: Mutex::new(sender),
+                inbox: Mutex::new(Some(sender)),
                 metrics,
                 closed: AtomicBool::new(false),
                 thread,
@@ -181,7 +204,7 @@ impl Scheduler {
         sink: impl TokenSink + 'static,
     ) -> Result<(), SubmitError> {
         let shared = &self.shared;
-        if shared.closed.load(Ordering::Acquire) || !self.is_alive() {
+        if !self.is_open() {
             return Err(SubmitError::Closed);
         }
         let batching = shared.settings.batching;
@@ -192,23 +215,38 @@ impl Scheduler {
             });
         }
         let inbox = shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        inbox.send(sequence).map_err(|_| {
+        let sent = inbox.as_ref().is_some_and(|i| i.send(sequence).is_ok());
+        if !sent {
             shared.metrics.dequeue();
-            SubmitError::Closed
-        })
+            return Err(SubmitError::Closed);
+        }
+        Ok(())
     }
 
-    /// Takes no more requests; those that are there are answered.
+    /// Takes no more requests; those that are there are answered. Then what the prefix cache holds is
+    /// written to its directory, if it has one, and the thread ends.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
+        let mut inbox = self
+            .shared
+            .inbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *inbox = None;
     }
 
     /// Whether requests are taken.
     pub fn is_open(&self) -> bool {
-        !self.shared.closed.load(Ordering::Acquire) && self.is_alive()
+        !self.is_closed() && self.is_alive()
     }
 
-    /// Whether its thread runs; it ends early only if an operator panics.
+    /// Whether [`close`](Self::close) was called.
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether its thread runs. It ends when the scheduler was closed and all is done, and early only if
+    /// an operator panics.
     pub fn is_alive(&self) -> bool {
         !self.shared.thread.is_finished()
     }

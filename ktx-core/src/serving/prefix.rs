@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use ktx_kernels::kv::{PAGE_TOKENS, PageId};
 use ktx_ops::lora::ActiveAdapter;
 
+use super::spill::PageKey;
 use crate::tokenizer::TokenId;
 
 /// A node's number.
@@ -23,6 +24,7 @@ struct Node {
     root: Root,
     parent: Option<NodeId>,
     block: Box<[TokenId]>,
+    key: PageKey,
     page: PageId,
     children: HashMap<Box<[TokenId]>, NodeId>,
     users: usize,
@@ -36,6 +38,16 @@ pub(super) enum Insertion {
     New(NodeId),
     /// The tree had the same tokens already: the giver uses that node's page from now on.
     Known(NodeId, PageId),
+}
+
+/// A page that left the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Evicted {
+    pub(super) page: PageId,
+    /// What it holds.
+    pub(super) key: PageKey,
+    /// Whether it was computed without adapters.
+    pub(super) is_plain: bool,
 }
 
 /// The tree.
@@ -120,6 +132,7 @@ impl PrefixCache {
         if id.0 == self.nodes.len() {
             self.nodes.push(None);
         }
+        let key = self.key(adapters, parent).next(block);
         let block: Box<[TokenId]> = block.into();
         let siblings = match parent {
             Some(parent) => &mut self.node_mut(parent).children,
@@ -130,12 +143,21 @@ impl PrefixCache {
             root,
             parent,
             block,
+            key,
             page,
             children: HashMap::new(),
             users: 1,
             used_at: self.clock,
         });
         Insertion::New(id)
+    }
+
+    /// The key of a node, or of what stands before all pages.
+    pub(super) fn key(&self, adapters: &[ActiveAdapter], node: Option<NodeId>) -> PageKey {
+        match node {
+            Some(id) => self.node(id).key,
+            None => PageKey::root(adapters),
+        }
     }
 
     /// One user of a path less.
@@ -157,7 +179,7 @@ impl PrefixCache {
     }
 
     /// Takes the page of the leaf that was not used for the longest time out of the tree.
-    pub(super) fn evict(&mut self) -> Option<PageId> {
+    pub(super) fn evict(&mut self) -> Option<Evicted> {
         let (_, id) = self.evictable.pop_first()?;
         let node = self.nodes[id.0].take()?;
         self.free.push(id.0);
@@ -180,7 +202,11 @@ impl PrefixCache {
                 }
             }
         }
-        Some(node.page)
+        Some(Evicted {
+            page: node.page,
+            key: node.key,
+            is_plain: node.root.is_empty(),
+        })
     }
 
     fn take(&mut self, id: NodeId) {
@@ -228,6 +254,10 @@ mod tests {
         path
     }
 
+    fn evict(cache: &mut PrefixCache) -> Option<PageId> {
+        cache.evict().map(|evicted| evicted.page)
+    }
+
     #[test]
     fn a_common_beginning_is_found_up_to_the_page_before_the_last_token() {
         let mut cache = PrefixCache::default();
@@ -257,12 +287,14 @@ mod tests {
         let mut cache = PrefixCache::default();
         let long = fill(&mut cache, &tokens(&[1, 2]), 0);
         let other = fill(&mut cache, &tokens(&[1, 3]), 10);
-        assert_eq!(cache.evict(), None, "all are in use");
+        assert_eq!(evict(&mut cache), None, "all are in use");
         cache.release(&long);
         assert_eq!(cache.unused(), 1, "the first page is the other's too");
         cache.release(&other);
         assert_eq!(cache.unused(), 3);
-        let order: Vec<u32> = std::iter::from_fn(|| cache.evict()).map(|p| p.0).collect();
+        let order: Vec<u32> = std::iter::from_fn(|| evict(&mut cache))
+            .map(|p| p.0)
+            .collect();
         assert_eq!(order, [1, 11, 0]);
         assert_eq!(cache.unused(), 0);
         assert!(cache.roots.is_empty());
@@ -275,11 +307,11 @@ mod tests {
         cache.release(&path);
         let used = cache.acquire(&[], &tokens(&[1, 2, 9]));
         assert_eq!(used.len(), 2);
-        assert_eq!(cache.evict(), Some(PageId(2)));
-        assert_eq!(cache.evict(), None);
+        assert_eq!(evict(&mut cache), Some(PageId(2)));
+        assert_eq!(evict(&mut cache), None);
         let path: Vec<NodeId> = used.into_iter().map(|(id, _)| id).collect();
         cache.release(&path);
-        assert_eq!(cache.evict(), Some(PageId(1)));
+        assert_eq!(evict(&mut cache), Some(PageId(1)));
     }
 
     #[test]
@@ -289,6 +321,6 @@ mod tests {
         let again = cache.insert(&[], None, &tokens(&[1]), PageId(5));
         assert_eq!(again, Insertion::Known(first[0], PageId(0)));
         cache.release(&first);
-        assert_eq!(cache.evict(), None, "the second user is still there");
+        assert_eq!(evict(&mut cache), None, "the second user is still there");
     }
 }

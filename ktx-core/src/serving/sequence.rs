@@ -1,5 +1,6 @@
 //! A request that waits or is worked on.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use ktx_kernels::kv::{PAGE_TOKENS, PageId};
 use ktx_ops::lora::ActiveAdapter;
 
 use super::prefix::{Insertion, NodeId, PrefixCache};
+use super::spill::{Fetched, PageKey, Spill};
 use super::{
     Batching, EndTokens, Event, Finished, Metrics, Request, StopStrings, TokenConstraint,
     TokenEvent, TokenSink, Usage,
@@ -26,6 +28,8 @@ pub(super) struct Sequence {
     /// Pages of the cache. The first ones, as many as `path` has nodes, belong to the prefix cache.
     pub(super) pages: Vec<PageId>,
     path: Vec<NodeId>,
+    /// The pages that come next and are kept outside of the cache.
+    returning: Returning,
     prompt_length: usize,
     batching: Batching,
     pub(super) adapters: Arc<[ActiveAdapter]>,
@@ -44,8 +48,27 @@ pub(super) struct Sequence {
     usage: Usage,
     arrived: Instant,
     started: Option<Instant>,
+    told_start: bool,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
+}
+
+/// Pages that are brought back, in their order, and the ticket under which they are asked for.
+#[derive(Default)]
+pub(super) struct Returning {
+    keys: VecDeque<PageKey>,
+    ticket: u64,
+}
+
+/// What became of the next page that a sequence wants back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Returned {
+    /// It is there.
+    Page,
+    /// It is being read.
+    Waits,
+    /// There is none: the rest is computed.
+    Nothing,
 }
 
 /// A token that was chosen for a sequence.
@@ -95,6 +118,7 @@ impl Sequence {
             computed: 0,
             pages: Vec::new(),
             path: Vec::new(),
+            returning: Returning::default(),
             adapters,
             sampler: Sampler::new(request.sampling)?,
             allowed: request
@@ -112,6 +136,7 @@ impl Sequence {
             ended: None,
             arrived: Instant::now(),
             started: None,
+            told_start: false,
             first_token: None,
             last_token: None,
         })
@@ -151,6 +176,14 @@ impl Sequence {
         self.max_new_tokens == 0
     }
 
+    /// The tokens whose pages can be another's: what was generated is not the same as what is read.
+    pub(super) fn shareable(&self) -> &[TokenId] {
+        match self.batching {
+            Batching::Exact => &self.tokens[..self.prompt_length],
+            Batching::Fastest => &self.tokens,
+        }
+    }
+
     /// Full pages at its beginning that it has in common with another, as far as they could be shared.
     pub(super) fn common_pages(&self, other: &Self) -> usize {
         let longest = other.tokens.len().saturating_sub(1);
@@ -159,27 +192,92 @@ impl Sequence {
     }
 
     /// Takes its turn: pages of the prefix cache, and those that the rest of its tokens needs.
-    pub(super) fn begin(
-        &mut self,
-        shared: Vec<(NodeId, PageId)>,
-        own: Vec<PageId>,
-        metrics: &Metrics,
-    ) {
+    pub(super) fn begin(&mut self, shared: Vec<(NodeId, PageId)>, own: Vec<PageId>) {
         for (node, page) in shared {
             self.path.push(node);
             self.pages.push(page);
         }
         self.computed = self.path.len() * PAGE_TOKENS;
         self.pages.extend(own);
-        if self.started.is_some() {
-            return;
+        if self.started.is_none() {
+            self.started = Some(Instant::now());
+            self.usage.queue_time = self.arrived.elapsed();
         }
-        self.started = Some(Instant::now());
-        self.usage.cached_tokens = self.computed;
-        self.usage.queue_time = self.arrived.elapsed();
-        metrics.begun(&self.usage);
-        let cached_tokens = self.computed;
-        self.wanted = self.sink.send(Event::Started { cached_tokens });
+    }
+
+    /// Looks for the pages behind those of the prefix cache where that spills.
+    pub(super) fn seek(&mut self, prefix: &PrefixCache, spill: &mut Spill) {
+        let reusable = self
+            .shareable()
+            .split_last()
+            .map_or(&[][..], |(_, rest)| rest);
+        let reusable = reusable.get(self.computed..).unwrap_or_default();
+        let mut key = prefix.key(&self.adapters, self.path.last().copied());
+        let keys = reusable.chunks_exact(PAGE_TOKENS).map_while(|block| {
+            key = key.next(block);
+            spill.has(key).then_some(key)
+        });
+        self.returning.keys = keys.collect();
+        if !self.returning.keys.is_empty() {
+            self.returning.ticket = spill.new_ticket();
+        }
+    }
+
+    /// Whether pages that it wants are still to come.
+    pub(super) fn is_returning(&self) -> bool {
+        !self.returning.keys.is_empty()
+    }
+
+    /// Brings the next page back, if it can be had now.
+    pub(super) fn bring_back(
+        &mut self,
+        spill: &mut Spill,
+        prefix: &mut PrefixCache,
+        runtime: &mut Runtime,
+        metrics: &Metrics,
+    ) -> Returned {
+        let Returning { keys, ticket } = &mut self.returning;
+        spill.prefetch(*ticket, keys.iter());
+        let Some(key) = keys.front() else {
+            return Returned::Nothing;
+        };
+        let written = match spill.fetch(*ticket, *key) {
+            Fetched::Later => return Returned::Waits,
+            Fetched::Missing => None,
+            Fetched::Page(bytes, tier) => {
+                let page = self.pages[self.path.len()];
+                let written = runtime.write_page(page, &bytes);
+                written.inspect_err(note_unwritten).ok().map(|()| tier)
+            }
+        };
+        let Some(tier) = written else {
+            self.stop_returning(Some(spill));
+            return Returned::Nothing;
+        };
+        keys.pop_front();
+        metrics.returned(tier, PAGE_TOKENS);
+        if !self.is_returning() {
+            self.stop_returning(Some(spill));
+        }
+        self.advance(PAGE_TOKENS, Some(prefix), runtime);
+        Returned::Page
+    }
+
+    fn stop_returning(&mut self, spill: Option<&mut Spill>) {
+        let Returning { ticket, .. } = std::mem::take(&mut self.returning);
+        if let Some(spill) = spill {
+            spill.forget(ticket);
+        }
+    }
+
+    /// Tells, once, that it has begun and how many of its tokens were there.
+    pub(super) fn tell_start(&mut self, metrics: &Metrics) {
+        if !std::mem::replace(&mut self.told_start, true) {
+            let cached_tokens = self.computed;
+            self.usage.cached_tokens = cached_tokens;
+            metrics.begun(&self.usage);
+            self.wanted = self.sink.send(Event::Started { cached_tokens });
+        }
     }
 
     /// Pages that it lacks for its next `tokens` tokens.
@@ -196,10 +294,7 @@ impl Sequence {
     ) {
         self.computed += tokens;
         let Some(prefix) = prefix else { return };
-        let shareable = match self.batching {
-            Batching::Exact => self.computed.min(self.prompt_length),
-            Batching::Fastest => self.computed,
-        };
+        let shareable = self.computed.min(self.shareable().len());
         while (self.path.len() + 1) * PAGE_TOKENS <= shareable {
             let at = self.path.len();
             let block = &self.tokens[at * PAGE_TOKENS..(at + 1) * PAGE_TOKENS];
@@ -215,7 +310,13 @@ impl Sequence {
     }
 
     /// Gives all pages back; what is in the cache is forgotten.
-    pub(super) fn release(&mut self, prefix: &mut PrefixCache, runtime: &mut Runtime) {
+    pub(super) fn release(
+        &mut self,
+        prefix: &mut PrefixCache,
+        spill: Option<&mut Spill>,
+        runtime: &mut Runtime,
+    ) {
+        self.stop_returning(spill);
         let own = self.pages.split_off(self.path.len().min(self.pages.len()));
         runtime.give_pages(own);
         prefix.release(&self.path);
@@ -329,4 +430,8 @@ impl Sequence {
     pub(super) fn age(&self) -> Duration {
         self.arrived.elapsed()
     }
+}
+
+fn note_unwritten(error: &EngineError) {
+    tracing::warn!("a cache page was not brought back: {error}");
 }

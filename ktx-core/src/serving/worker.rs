@@ -9,7 +9,8 @@ use ktx_kernels::linear::ProductOrder;
 use ktx_ops::{Batch, Phase};
 
 use super::prefix::PrefixCache;
-use super::sequence::{Chosen, Sequence};
+use super::sequence::{Chosen, Returned, Sequence};
+use super::spill::Spill;
 use super::{Batching, Metrics, PrefixSharing, SchedulerSettings, pages};
 use crate::engine::{Inner, Runtime};
 use crate::error::EngineError;
@@ -17,6 +18,8 @@ use crate::session::FinishReason;
 
 /// How long requests that wait for pages of sessions wait before they look again.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Pages that are brought back into the cache in a turn at most, so that running streams do not wait.
+const PAGES_BACK: usize = 8;
 
 pub(super) struct Worker {
     engine: Arc<Inner>,
@@ -27,6 +30,7 @@ pub(super) struct Worker {
     /// In the order in which their turns came.
     running: Vec<Sequence>,
     prefix: PrefixCache,
+    spill: Option<Spill>,
     /// Whether prompts and generated tokens share a call.
     shared_steps: bool,
     /// Rows of a step at most.
@@ -50,6 +54,12 @@ struct Turn {
     prefill: Vec<Part>,
 }
 
+impl Turn {
+    fn is_empty(&self) -> bool {
+        self.generate.is_empty() && self.prefill.is_empty()
+    }
+}
+
 impl Worker {
     pub(super) fn new(
         engine: Arc<Inner>,
@@ -59,7 +69,12 @@ impl Worker {
     ) -> Result<Self, EngineError> {
         let shared_steps =
             settings.batching == Batching::Fastest && engine.runtime()?.phases_are_one();
+        let spill = match settings.prefix_cache {
+            PrefixSharing::On => Spill::open(&settings.spill, &engine, settings.batching)?,
+            PrefixSharing::Off => None,
+        };
         Ok(Self {
+            spill,
             rows: engine.settings.chunk_size.min(engine.settings.context),
             engine,
             settings,
@@ -83,6 +98,20 @@ impl Worker {
                 Err(error) => return self.fail_all(error),
             }
         }
+        self.save();
+    }
+
+    /// Keeps what the cache holds for the next process.
+    fn save(&mut self) {
+        let Some(mut spill) = self.spill.take_if(|spill| spill.is_lasting()) else {
+            return;
+        };
+        if let Ok(mut runtime) = self.engine.runtime() {
+            while let Some(page) = pages::evict(&mut runtime, &mut self.prefix, Some(&mut spill)) {
+                runtime.give_pages([page]);
+            }
+        }
+        spill.save();
     }
 
     /// Takes new requests; waits for one if there is nothing to do. Says whether to go on.
@@ -113,8 +142,15 @@ impl Worker {
     fn turn(&mut self, runtime: &mut Runtime) {
         self.forget_abandoned(runtime);
         self.admit(runtime);
+        let brought_back = self.bring_back(runtime);
         let turn = self.compose(runtime);
         self.note_state(runtime);
+        if turn.is_empty() {
+            if brought_back == 0 {
+                self.wait_for_pages();
+            }
+            return;
+        }
         match self.shared_steps {
             true => {
                 let phase = match turn.prefill.is_empty() {
@@ -143,11 +179,11 @@ impl Worker {
             }
             !abandoned
         });
-        let prefix = &mut self.prefix;
+        let (prefix, spill) = (&mut self.prefix, &mut self.spill);
         self.running.retain_mut(|sequence| {
             let abandoned = sequence.is_abandoned();
             if abandoned {
-                sequence.release(prefix, runtime);
+                sequence.release(prefix, spill.as_mut(), runtime);
                 metrics.ended(Some(FinishReason::Cancelled), sequence.age());
             }
             !abandoned
@@ -175,13 +211,16 @@ impl Worker {
             }
             let sequence = &self.waiting[next];
             let shared = match self.settings.prefix_cache {
-                PrefixSharing::On => self.prefix.acquire(&sequence.adapters, &sequence.tokens),
+                PrefixSharing::On => self
+                    .prefix
+                    .acquire(&sequence.adapters, sequence.shareable()),
                 PrefixSharing::Off => Vec::new(),
             };
             let missing = sequence.missing_pages(sequence.tokens.len()) - shared.len();
             let spare = self.running.len();
             let fits = pages::available(runtime, &self.prefix) >= missing + spare;
-            let own = fits.then(|| pages::take(runtime, &mut self.prefix, missing));
+            let spill = self.spill.as_mut();
+            let own = fits.then(|| pages::take(runtime, &mut self.prefix, spill, missing));
             let Some(own) = own.flatten() else {
                 let path: Vec<_> = shared.into_iter().map(|(node, _)| node).collect();
                 self.prefix.release(&path);
@@ -194,8 +233,43 @@ impl Worker {
                 m.waiting -= 1;
                 m.running += 1;
             });
-            sequence.begin(shared, own, &self.metrics);
+            sequence.begin(shared, own);
+            if let Some(spill) = &mut self.spill {
+                sequence.seek(&self.prefix, spill);
+            }
+            if !sequence.is_returning() {
+                sequence.tell_start(&self.metrics);
+            }
             self.running.push(sequence);
+        }
+    }
+
+    /// Brings pages back into the cache that running requests begin with, the oldest request's first.
+    /// Says how many.
+    fn bring_back(&mut self, runtime: &mut Runtime) -> usize {
+        let Some(spill) = &mut self.spill else {
+            return 0;
+        };
+        spill.collect();
+        let mut left = PAGES_BACK;
+        for sequence in self.running.iter_mut().filter(|s| s.is_returning()) {
+            let mut returned = Returned::Page;
+            while left > 0 && returned == Returned::Page && sequence.is_returning() {
+                returned = sequence.bring_back(spill, &mut self.prefix, runtime, &self.metrics);
+                left -= usize::from(returned == Returned::Page);
+            }
+            if !sequence.is_returning() {
+                sequence.tell_start(&self.metrics);
+            }
+        }
+        self.metrics.with(|m| spill.count(&mut m.spill));
+        PAGES_BACK - left
+    }
+
+    /// Nothing can be computed: those that run wait for pages.
+    fn wait_for_pages(&mut self) {
+        if let Some(spill) = self.spill.as_mut().filter(|_| !self.running.is_empty()) {
+            spill.wait(LOOK_AGAIN);
         }
     }
 
@@ -213,7 +287,7 @@ impl Worker {
         if readers.peek().is_none() {
             return false;
         }
-        let matched = self.prefix.matched(&wanted.adapters, &wanted.tokens);
+        let matched = self.prefix.matched(&wanted.adapters, wanted.shareable());
         readers.any(|reader| reader.common_pages(wanted) > matched)
     }
 
@@ -243,7 +317,7 @@ impl Worker {
             .running
             .iter()
             .enumerate()
-            .filter(|(_, s)| !s.is_generating())
+            .filter(|(_, s)| !s.is_generating() && !s.is_returning())
             .map(|(index, s)| (index, s.remaining()))
             .collect();
         turn.prefill = shares(&reading, budget);
@@ -255,14 +329,15 @@ impl Worker {
     fn reserve(&mut self, runtime: &mut Runtime, index: usize) -> bool {
         loop {
             let missing = self.running[index].missing_pages(1);
-            if let Some(pages) = pages::take(runtime, &mut self.prefix, missing) {
+            let spill = self.spill.as_mut();
+            if let Some(pages) = pages::take(runtime, &mut self.prefix, spill, missing) {
                 self.running[index].pages.extend(pages);
                 return true;
             }
             let Some(mut youngest) = self.running.pop() else {
                 return false;
             };
-            youngest.release(&mut self.prefix, runtime);
+            youngest.release(&mut self.prefix, self.spill.as_mut(), runtime);
             self.waiting.push_front(youngest);
             self.metrics.with(|m| {
                 m.preemptions += 1;
@@ -348,11 +423,11 @@ impl Worker {
 
     /// Takes the sequences whose answers ended off the list.
     fn remove_ended(&mut self, runtime: &mut Runtime) {
-        let (prefix, metrics) = (&mut self.prefix, &self.metrics);
+        let (prefix, spill, metrics) = (&mut self.prefix, &mut self.spill, &self.metrics);
         self.running.retain_mut(|sequence| match sequence.ended {
             None => true,
             Some(reason) => {
-                sequence.release(prefix, runtime);
+                sequence.release(prefix, spill.as_mut(), runtime);
                 metrics.ended(Some(reason), sequence.age());
                 false
             }
@@ -367,7 +442,7 @@ impl Worker {
         };
         let error = Arc::new(error);
         let mut index = 0;
-        let (prefix, metrics) = (&mut self.prefix, &self.metrics);
+        let (prefix, spill, metrics) = (&mut self.prefix, &mut self.spill, &self.metrics);
         self.running.retain_mut(|sequence| {
             let in_step = parts.iter().any(|part| part.index == index);
             index += 1;
@@ -376,7 +451,7 @@ impl Worker {
                 return true;
             }
             sequence.fail(&error);
-            sequence.release(prefix, runtime);
+            sequence.release(prefix, spill.as_mut(), runtime);
             metrics.ended(None, sequence.age());
             false
         });

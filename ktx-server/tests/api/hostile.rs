@@ -162,6 +162,40 @@ fn slow_clients_are_cut_off() {
     lives(&server);
 }
 
+/// Slow-loris: a byte now and then keeps no connection open.
+#[test]
+fn clients_that_send_byte_by_byte_are_cut_off() {
+    let settings = ServerSettings {
+        header_timeout: Duration::from_millis(300),
+        body_timeout: Duration::from_millis(300),
+        ..settings()
+    };
+    let server = Running::with(settings, SchedulerSettings::default(), 256);
+    let begin = Instant::now();
+    let whole = format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n");
+    let header = (server.client.connect(), String::new());
+    let body = (server.client.connect(), whole);
+    std::thread::scope(|scope| {
+        for (mut stream, first) in [header, body] {
+            scope.spawn(move || {
+                stream.write_all(first.as_bytes()).expect("it is sent");
+                let mut bytes = b"GET / HTTP/1.1\r\nA: "
+                    .iter()
+                    .chain(std::iter::repeat(&b' '));
+                let mut send = || stream.write_all(&[*bytes.next().expect("a byte")]);
+                while send().is_ok() {
+                    assert!(
+                        begin.elapsed() < Duration::from_secs(20),
+                        "it is still open"
+                    );
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+        }
+        scope.spawn(|| lives(&server));
+    });
+}
+
 #[test]
 fn a_client_that_takes_nothing_is_cut_off() {
     let settings = ServerSettings {
@@ -228,12 +262,115 @@ fn schemas_that_mean_harm_are_refused_or_bounded() {
 }
 
 #[test]
+fn schemas_that_are_nested_deeply_are_refused() {
+    let server = Running::new();
+    for (open, close) in [
+        (r#"{"items":"#, "}"),
+        (r#"{"anyOf":["#, "]}"),
+        (r#"{"not":"#, "}"),
+    ] {
+        for depth in [127, 1000, 100_000] {
+            let schema = format!("{}{{}}{}", open.repeat(depth), close.repeat(depth));
+            let format = format!(
+                r#"{{"type":"json_schema","json_schema":{{"name":"x","schema":{schema}}}}}"#
+            );
+            let body = format!(
+                r#"{{"messages":[{{"role":"user","content":"x"}}],"response_format":{format}}}"#
+            );
+            send(&server, body.as_bytes()).error(400);
+            let tool = format!(r#"{{"model":"pip","messages":[],"format":{schema}}}"#);
+            let reply = server
+                .client
+                .send("POST", "/api/chat", &[], tool.as_bytes());
+            assert_eq!(reply.status, 400, "{}", reply.body);
+        }
+    }
+    lives(&server);
+}
+
+/// Names that are paths are names; what stands in messages is text. That the server's own code has no way
+/// to a file, `the_server_opens_no_files` sees.
+#[test]
+fn paths_in_requests_are_names_and_texts() {
+    let server = Running::new();
+    let secret = std::env::temp_dir().join(format!("ktx-secret-{}", std::process::id()));
+    std::fs::write(&secret, "the secret of the file").expect("it is written");
+    let path = secret.display().to_string();
+    for name in [
+        path.as_str(),
+        "../models/pip-17m.gguf",
+        "file:///etc/passwd",
+        "pip:../x",
+    ] {
+        let fields = json!({"model": name});
+        server.chat(with(question("x"), fields.clone())).error(404);
+        assert_eq!(server.post("/api/show", &fields).status, 404, "{name}");
+    }
+    for fields in [
+        json!({"chat_template": path}),
+        json!({"chat_template_kwargs": {"template": path, "file": path}}),
+        json!({"tools": [{"type": "function", "function": {"name": path}}]}),
+        json!({"messages": [{"role": "user", "content": [{"type": "image_url",
+            "image_url": {"url": format!("file://{path}")}}]}]}),
+        json!({"messages": [{"role": "user", "content": path}]}),
+        json!({"messages": [{"role": "user", "content": format!("{{% include '{path}' %}}")}]}),
+        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x",
+            "schema": {"$ref": format!("file://{path}")}}}}),
+    ] {
+        let reply = server.chat(with(question("x"), with(fields, json!({"max_tokens": 30}))));
+        assert!(!reply.body.contains("the secret"), "{}", reply.body);
+    }
+    std::fs::remove_file(secret).expect("it is removed");
+    lives(&server);
+}
+
+#[test]
 fn templates_cannot_be_told_what_the_server_decides() {
     let server = Running::new();
     let fields = json!({"chat_template_kwargs": {"messages": [], "bos_token": "x", "loop": 1, "enable_thinking": "x"}});
     let request = with(question("What is 7 + 5?"), fields);
     let answer = server.chat(request).ok();
     assert_eq!(answer["choices"][0]["message"]["content"], "7 + 5 = 12.");
+}
+
+/// Clients leave while others are answered, which see nothing of it.
+#[test]
+fn streams_that_are_cancelled_under_load_change_no_other_answer() {
+    let server = Running::new();
+    let ask = |i: usize| {
+        let fields = json!({"temperature": 1.0, "seed": i, "max_tokens": 40});
+        let reply = server.chat(with(question(&format!("What is {i} + 3?")), fields));
+        reply.ok()["choices"][0]["message"]["content"].clone()
+    };
+    let alone: Vec<_> = (0..6).map(ask).collect();
+    let leave = |i: usize| {
+        let text = format!("What is {i} + 3?");
+        let fields = json!({"ignore_eos": true, "max_tokens": 450, "stream": i.is_multiple_of(2)});
+        let body = with(question(&text), fields).to_string();
+        let mut connection = server.client.connect();
+        let bytes = request("POST", CHAT, &[], body.as_bytes());
+        connection.write_all(&bytes).expect("it is sent");
+        std::thread::sleep(Duration::from_millis(i as u64 * 7 % 40));
+    };
+    std::thread::scope(|scope| {
+        let (leave, ask) = (&leave, &ask);
+        for first in 0..3 {
+            scope.spawn(move || (0..15).for_each(|i| leave(first + i)));
+        }
+        let stays: Vec<_> = (0..6)
+            .map(|i| scope.spawn(move || [ask(i), ask(i)]))
+            .collect();
+        for (stay, alone) in stays.into_iter().zip(&alone) {
+            assert_eq!(
+                stay.join().expect("it ends"),
+                [alone.clone(), alone.clone()]
+            );
+        }
+    });
+    server.wait_until_idle();
+    let metrics = server.scheduler.metrics();
+    assert!(metrics.cancelled > 0, "{metrics:?}");
+    assert_eq!(metrics.used_pages, 0);
 }
 
 #[test]
