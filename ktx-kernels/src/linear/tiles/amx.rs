@@ -12,9 +12,13 @@ use super::{CHUNK_TILES, GROUP_ROWS, Panel, SumTile, TILE, TILE_COLS, Tile, Tile
 /// Bytes from one row of a tile to the next.
 const TILE_STRIDE: usize = 64;
 
-/// How many rows ahead the first columns are asked for. Without, a job of Q8_0 that comes from memory took half as
-/// long again.
+/// In the order by chunks, how many rows ahead the first columns are asked for. Without, a job of Q8_0 that comes from
+/// memory took half as long again.
 const PREFETCH_ROWS: usize = 64;
+/// In the order by rows, how many chunks ahead a row's columns are asked for.
+const PREFETCH_CHUNKS: usize = 4;
+/// Bytes of a job's tokens up to which the order is by rows: half of a second-level cache of 2 MiB.
+const MAX_TOKEN_BYTES: usize = 1 << 20;
 
 /// The operand of `ldtilecfg`.
 #[repr(C, align(64))]
@@ -56,40 +60,47 @@ impl Drop for Configured {
     }
 }
 
-/// Multiplies a job: chunks of [`STEP`] columns, in them groups of [`GROUP_ROWS`] rows, in them pairs of token tiles.
-/// While a group is multiplied, the next one is expanded, row by row between the tile operations.
+/// Multiplies a job. While a unit, [`GROUP_ROWS`] rows by [`STEP`] columns, is multiplied with pairs of token tiles, the
+/// next one is expanded, row by row between the tile operations.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
 pub(super) unsafe fn multiply<U: Unpack>(
     job: &TileJob<'_>,
     panels: &mut [Panel; 2],
     sums: &mut [SumTile],
 ) {
-    let groups = job.rows.div_ceil(GROUP_ROWS);
+    let order = Order::of(job);
     let pairs = job.token_tiles().div_ceil(2);
-    let units = job.w.cols.div_ceil(STEP) * groups;
+    let units = order.chunks * order.groups;
     let mut step = Step::ZERO;
     // SAFETY: the CPU has AMX, by the caller's promise.
     let _configured = unsafe { Configured::new() };
-    for row in 0..PREFETCH_ROWS {
-        // SAFETY: as above.
-        unsafe { prefetch(job, row, 0) };
-    }
+    // SAFETY: as above.
+    unsafe { order.prefetch_first(job) };
     let [mut current, mut next] = panels.each_mut();
     for row in 0..GROUP_ROWS {
+        let first = order.unit(0);
         // SAFETY: the features are enabled here.
-        unsafe { expand_row::<U>(job, Unit { chunk: 0, group: 0 }, row, &mut step, current) };
+        unsafe { expand_row::<U>(job, order, first, row, &mut step, current) };
     }
     for index in 0..units {
-        let unit = Unit::number(index, groups);
-        let following = (index + 1 < units).then(|| Unit::number(index + 1, groups));
+        let unit = order.unit(index);
+        let following = (index + 1 < units).then(|| order.unit(index + 1));
         let blocks = unit.blocks(job);
         let mut pace = Pace::new(pairs * blocks);
+        // One pair's sums stay in the tiles from a row's first column to its last.
+        let keep = order.by_rows && pairs == 1;
+        let (load, store) = match keep {
+            true => (unit.chunk == 0, unit.chunk + 1 == order.chunks),
+            false => (true, true),
+        };
         for pair in 0..pairs {
             let sums = sums[(unit.group * pairs + pair) * 4..].as_mut_ptr();
             let tokens = unit.tokens(job, pair);
             // SAFETY: as above; four tiles of sums are there, and `blocks` tiles of each operand.
             unsafe {
-                load_sums(sums, unit.chunk == 0);
+                if load {
+                    load_sums(sums, unit.chunk == 0);
+                }
                 for block in 0..blocks {
                     match tokens {
                         (first, Some(second)) => multiply_block(current, block, [first, second]),
@@ -97,13 +108,92 @@ pub(super) unsafe fn multiply<U: Unpack>(
                     }
                     let Some(following) = following else { continue };
                     for row in pace.rows() {
-                        expand_row::<U>(job, following, row, &mut step, next);
+                        expand_row::<U>(job, order, following, row, &mut step, next);
                     }
                 }
-                store_sums(sums);
+                if store {
+                    store_sums(sums);
+                }
             }
         }
         std::mem::swap(&mut current, &mut next);
+    }
+}
+
+/// In which order a job's units are multiplied.
+#[derive(Clone, Copy)]
+struct Order {
+    /// Groups of [`GROUP_ROWS`] rows.
+    groups: usize,
+    /// Chunks of [`STEP`] columns.
+    chunks: usize,
+    /// All columns of a group of rows before the next group, where the tokens stay in the second-level cache: weights
+    /// are read one after the other in each row, and a group's sums stay near. Else all groups of a chunk first, so
+    /// that the tokens are read once.
+    by_rows: bool,
+}
+
+impl Order {
+    fn of(job: &TileJob<'_>) -> Self {
+        let token_bytes = job.token_tiles() * job.x.blocks * size_of::<Tile>();
+        Self {
+            groups: job.rows.div_ceil(GROUP_ROWS),
+            chunks: job.w.cols.div_ceil(STEP),
+            by_rows: token_bytes <= MAX_TOKEN_BYTES,
+        }
+    }
+
+    #[inline(always)]
+    fn unit(self, index: usize) -> Unit {
+        let (outer, inner) = match self.by_rows {
+            true => (index / self.chunks, index % self.chunks),
+            false => (index / self.groups, index % self.groups),
+        };
+        match self.by_rows {
+            true => Unit {
+                group: outer,
+                chunk: inner,
+            },
+            false => Unit {
+                group: inner,
+                chunk: outer,
+            },
+        }
+    }
+
+    /// Asks for the weights that are expanded first.
+    #[inline(always)]
+    unsafe fn prefetch_first(self, job: &TileJob<'_>) {
+        let (rows, chunks) = match self.by_rows {
+            true => (GROUP_ROWS, PREFETCH_CHUNKS.min(self.chunks)),
+            false => (PREFETCH_ROWS, 1),
+        };
+        for row in 0..rows {
+            for chunk in 0..chunks {
+                // SAFETY: by the caller's promise.
+                unsafe { prefetch(job, row, chunk) };
+            }
+        }
+    }
+
+    /// Asks for what is read some time after columns of a row.
+    #[inline(always)]
+    unsafe fn prefetch_after(self, job: &TileJob<'_>, row: usize, chunk: usize) {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            if !self.by_rows {
+                prefetch(job, row, chunk + 1);
+                if chunk == 0 {
+                    prefetch(job, row + PREFETCH_ROWS, 0);
+                }
+                return;
+            }
+            let ahead = chunk + PREFETCH_CHUNKS;
+            match ahead < self.chunks {
+                true => prefetch(job, row, ahead),
+                false => prefetch(job, row + GROUP_ROWS, ahead - self.chunks),
+            }
+        }
     }
 }
 
@@ -148,14 +238,6 @@ struct Unit {
 }
 
 impl Unit {
-    #[inline(always)]
-    fn number(index: usize, groups: usize) -> Self {
-        Self {
-            chunk: index / groups,
-            group: index % groups,
-        }
-    }
-
     /// Tiles of columns.
     #[inline(always)]
     fn blocks(self, job: &TileJob<'_>) -> usize {
@@ -178,6 +260,7 @@ impl Unit {
 #[inline(always)]
 unsafe fn expand_row<U: Unpack>(
     job: &TileJob<'_>,
+    order: Order,
     unit: Unit,
     row: usize,
     step: &mut Step,
@@ -194,10 +277,7 @@ unsafe fn expand_row<U: Unpack>(
     };
     // SAFETY: the caller has enabled the features.
     unsafe {
-        prefetch(job, job_row, unit.chunk + 1);
-        if unit.chunk == 0 {
-            prefetch(job, job_row + PREFETCH_ROWS, 0);
-        }
+        order.prefetch_after(job, job_row, unit.chunk);
         U::expand(columns, step, tiles);
     }
 }
@@ -305,8 +385,7 @@ unsafe fn pack_pair(low: __m512, high: __m512) -> __m512i {
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
-/// Asks for some columns of a row, if there are such. A row's next columns are expanded after those of all other rows:
-/// too far apart for the CPU to guess.
+/// Asks for some columns of a row, if there are such.
 #[inline(always)]
 unsafe fn prefetch(job: &TileJob<'_>, row: usize, chunk: usize) {
     if row >= job.rows || chunk * STEP >= job.w.cols {
