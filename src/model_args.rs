@@ -8,7 +8,8 @@ use ktx_core::kernels::linear::Precision;
 use ktx_core::placement::ByteSize;
 use ktx_core::rules::RuleVariables;
 use ktx_core::{
-    AutoPlacement, DeviceMapping, Engine, EngineBuilder, MemoryCheck, PlannedModel, Rules,
+    AutoPlacement, DeviceMapping, Engine, EngineBuilder, HostWeights, MemoryCheck, PlannedModel,
+    Rules,
 };
 
 use crate::adapter_args::AdapterArgs;
@@ -127,6 +128,10 @@ pub(crate) struct EngineArgs {
 
     #[command(flatten)]
     pub(crate) adapters: AdapterArgs,
+
+    /// Copy the weights that the CPU multiplies with into huge pages, which are read somewhat faster; loading takes longer
+    #[arg(long)]
+    pub(crate) huge_pages: bool,
 
     /// Load the model even if it does not fit into memory, and let the system page
     #[arg(long)]
@@ -260,6 +265,10 @@ impl EngineArgs {
                 PrecisionArg::F32 => Precision::F32,
             })
             .deferred_experts(self.deferred_experts)
+            .host_weights(match self.huge_pages {
+                true => HostWeights::HugePages,
+                false => HostWeights::Mapped,
+            })
             .memory_check(match self.ignore_memory {
                 true => MemoryCheck::Ignore,
                 false => MemoryCheck::Refuse,

@@ -51,8 +51,8 @@ pub use ktx_ops::register_operator;
 
 pub use chat::Message;
 pub use engine::{
-    AutoPlacement, DeviceMapping, Engine, EngineBuilder, LoadedAdapter, MemoryCheck, PlannedModel,
-    Rules,
+    AutoPlacement, DeviceMapping, Engine, EngineBuilder, HostWeights, LoadedAdapter, MemoryCheck,
+    PlannedModel, Rules,
 };
 pub use error::EngineError;
 pub use sampling::SamplingParams;

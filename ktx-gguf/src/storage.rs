@@ -1,11 +1,13 @@
 //! The memory behind tensors: a mapped file, or bytes in memory.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
 
 use crate::GgufError;
+use crate::resident::OwnBytes;
 
 /// Bytes that tensors point into; shared by `Arc`.
 pub(crate) enum Storage {
@@ -13,6 +15,7 @@ pub(crate) enum Storage {
     Static(&'static [u8]),
     Bytes(Vec<u8>),
     F32(Vec<f32>),
+    Own(OwnBytes),
 }
 
 impl Storage {
@@ -48,14 +51,37 @@ impl Storage {
         Ok(Storage::Map(map))
     }
 
+    /// Tells the system that these bytes are not needed in memory, if they can be read from a file again.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Storage::Map(map) = self {
+            give_back(map, range);
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     pub fn bytes(&self) -> &[u8] {
         match self {
             Storage::Map(map) => map,
             Storage::Static(bytes) => bytes,
             Storage::Bytes(bytes) => bytes,
             Storage::F32(values) => bytemuck::cast_slice(values),
+            Storage::Own(own) => own.bytes(),
         }
     }
+}
+
+/// Tells the system that this process does not need part of a map in memory any more. What is read of it all the same
+/// comes from the file again.
+#[cfg(unix)]
+fn give_back(map: &Mmap, range: Range<usize>) {
+    // SAFETY: the map is of a file and read-only: no page of it holds anything that the file does not.
+    let done = unsafe {
+        map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+    };
+    // It is a hint: a system that refuses it keeps the pages.
+    let _ = done;
 }
 
 /// Names a model in the directory, if there is one.

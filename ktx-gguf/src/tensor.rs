@@ -282,6 +282,21 @@ impl Tensor {
         Some(self.view(shape, 0..self.range.len()))
     }
 
+    /// The same tensor with its bytes at another place, which has exactly these.
+    pub(crate) fn moved_to(&self, storage: Arc<Storage>) -> Self {
+        Self {
+            range: 0..self.range.len(),
+            storage,
+            ..self.clone()
+        }
+    }
+
+    /// Tells the system that this process needs the tensor's part of a mapped file no longer in memory, for example
+    /// after a copy was made ([`crate::HugePages`]). Reading it stays possible, and reads the file again.
+    pub fn release(&self) {
+        self.storage.release(self.range.clone());
+    }
+
     /// All elements in single precision, row after row, by the reference dequantiser.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.elements()];

@@ -31,6 +31,11 @@ impl Placement {
         }
     }
 
+    /// Whether the host computes in a phase.
+    pub fn is_on_host(&self) -> bool {
+        self.prefill.is_cpu() || self.generate.is_cpu()
+    }
+
     /// The device of a phase.
     pub const fn device(&self, phase: Phase) -> Device {
         match phase {

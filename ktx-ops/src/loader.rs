@@ -3,12 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use ktx_gguf::Tensor;
+use ktx_gguf::{HUGE_PAGE, HugePages, Tensor};
 use ktx_kernels::cuda::{CudaError, Gpu};
 use ktx_kernels::kv::PAGE_TOKENS;
 use ktx_kernels::linear::WeightRows;
 use ktx_kernels::linear::cuda::GpuMatrix;
 use ktx_kernels::moe::cuda::GpuExperts;
+use ktx_kernels::pool::ThreadPool;
 use ktx_kernels::rope::cuda::DeviceRopeTable;
 use ktx_kernels::rope::{RopeConfig, RopeError, RopeTable};
 
@@ -27,6 +28,15 @@ pub struct Loader<'a> {
     gpu_matrices: HashMap<(u16, String), Arc<GpuMatrix>>,
     gpu_experts: HashMap<(u16, String), Arc<GpuExperts>>,
     context: usize,
+    copies: Option<Copies<'a>>,
+}
+
+/// Copies of weights in main memory.
+struct Copies<'a> {
+    pool: &'a ThreadPool,
+    pages: HugePages,
+    /// By the place of the original and its length.
+    made: HashMap<(usize, usize), Tensor>,
 }
 
 /// How much is loaded.
@@ -52,6 +62,7 @@ impl<'a> Loader<'a> {
             gpu_matrices: HashMap::new(),
             gpu_experts: HashMap::new(),
             context: Self::CONTEXT,
+            copies: None,
         }
     }
 
@@ -61,6 +72,42 @@ impl<'a> Loader<'a> {
     /// The same for sequences of so many tokens at most.
     pub fn with_context(self, context: usize) -> Self {
         Self { context, ..self }
+    }
+
+    /// The same with weights in main memory as copies in huge pages, which the pool's threads make.
+    pub fn with_huge_pages(self, pool: &'a ThreadPool) -> Self {
+        let copies = Copies {
+            pool,
+            pages: HugePages::default(),
+            made: HashMap::new(),
+        };
+        Self {
+            copies: Some(copies),
+            ..self
+        }
+    }
+
+    /// The tensor as the host's products read it: as it is, or as a copy in huge pages, one for all operators that ask
+    /// for the same.
+    ///
+    /// # Errors
+    /// When there is no memory for a copy.
+    pub fn in_main_memory(&mut self, path: &str, tensor: &Tensor) -> Result<Tensor, OpError> {
+        let Some(copies) = &mut self.copies else {
+            return Ok(tensor.clone());
+        };
+        let place = tensor.bytes().as_ptr_range();
+        let key = (place.start.addr(), place.end.addr());
+        if let Some(copy) = copies.made.get(&key) {
+            return Ok(copy.clone());
+        }
+        let pool = copies.pool;
+        let fill = |from: &[u8], to: &mut [u8]| pool.copy(from, to, HUGE_PAGE);
+        let copy = copies.pages.copy(tensor, fill);
+        let copy = copy.map_err(|e| kernel_error(path, format!("a copy in huge pages: {e}")))?;
+        tensor.release();
+        copies.made.insert(key, copy.clone());
+        Ok(copy)
     }
 
     /// A rotation's table on a GPU, one for all operators that ask for the same.

@@ -132,6 +132,21 @@ impl ExpertTensors {
         }
     }
 
+    /// Puts another in the place of each tensor.
+    pub(crate) fn replace(
+        &mut self,
+        mut by: impl FnMut(&Tensor) -> Result<Tensor, OpError>,
+    ) -> Result<(), OpError> {
+        let tensors = match self {
+            Self::Merged(stack) => std::slice::from_mut(stack),
+            Self::Separate(tensors) => tensors,
+        };
+        tensors.iter_mut().try_for_each(|tensor| {
+            *tensor = by(tensor)?;
+            Ok(())
+        })
+    }
+
     /// All tensors.
     pub fn tensors(&self) -> Vec<&Tensor> {
         match self {

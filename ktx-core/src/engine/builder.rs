@@ -15,7 +15,7 @@ use ktx_kernels::pool::ThreadPool;
 use ktx_models::{ModelDescription, describe_with};
 use ktx_ops::{LoadProgress, try_registry};
 
-use super::settings::{MemoryCheck, Settings, deferrable, positive};
+use super::settings::{HostWeights, MemoryCheck, Settings, deferrable, positive};
 use super::{AdapterSet, AutoPlacement, Engine, Inner, LoadedAdapter, Runtime, runtime};
 use crate::chat::ChatTemplate;
 use crate::error::EngineError;
@@ -100,6 +100,7 @@ pub struct EngineBuilder {
     precision: Precision,
     kv_type: Option<KvType>,
     deferred_experts: usize,
+    host_weights: HostWeights,
     memory: MemoryCheck,
     adapters: Vec<(PathBuf, f32)>,
 }
@@ -208,6 +209,12 @@ impl EngineBuilder {
         self
     }
 
+    /// Where weights lie that the CPU multiplies with; if not set, in the mapped file.
+    pub fn host_weights(mut self, place: HostWeights) -> Self {
+        self.host_weights = place;
+        self
+    }
+
     /// What happens if the model does not fit.
     pub fn memory_check(mut self, check: MemoryCheck) -> Self {
         self.memory = check;
@@ -256,6 +263,7 @@ impl EngineBuilder {
                 _ => KvType::F16,
             }),
             deferred_experts: deferrable(self.deferred_experts, &description.tree)?,
+            host_weights: self.host_weights,
         };
         let mut placement = None;
         let (rules, rules_name) = match &self.rules {

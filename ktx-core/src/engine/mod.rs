@@ -22,7 +22,7 @@ pub use adapters::LoadedAdapter;
 pub use auto::AutoPlacement;
 pub use builder::{DeviceMapping, EngineBuilder, PlannedModel, Rules, available_devices};
 pub(crate) use runtime::{Runtime, pages_for};
-pub use settings::{MemoryCheck, Settings};
+pub use settings::{HostWeights, MemoryCheck, Settings};
 
 use crate::chat::ChatTemplate;
 use crate::error::EngineError;

@@ -19,7 +19,7 @@ use ktx_ops::{
 };
 
 use super::steps::{RecordedStep, StepPlan, Steps};
-use super::{Settings, available_devices};
+use super::{HostWeights, Settings, available_devices};
 use crate::error::EngineError;
 use crate::inject::InjectReport;
 use crate::weights::Weights;
@@ -178,6 +178,9 @@ impl Runtime {
         let on_gpus = parts.devices.iter().any(|d| !d.is_cpu());
         let _turn = on_gpus.then(cuda::turn);
         let mut loader = Loader::new(store.as_ref(), progress).with_context(settings.context);
+        if settings.host_weights == HostWeights::HugePages {
+            loader = loader.with_huge_pages(&pool);
+        }
         let scope = match parts.model.layerwise() {
             Some(_) => LoadScope::Generation,
             None => LoadScope::All,

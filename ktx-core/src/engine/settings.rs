@@ -17,6 +17,17 @@ pub enum MemoryCheck {
     Ignore,
 }
 
+/// Where weights lie that the CPU multiplies with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HostWeights {
+    /// In the mapped file: nothing is copied, and processes share them.
+    #[default]
+    Mapped,
+    /// In copies of the process's own, in huge pages where the system has them: loading takes longer, products read
+    /// somewhat faster.
+    HugePages,
+}
+
 /// What an engine is made with, defaults filled in.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -36,6 +47,8 @@ pub struct Settings {
     pub kv_type: KvType,
     /// Experts of each token that are added one layer later while tokens are generated.
     pub deferred_experts: usize,
+    /// Where weights lie that the CPU multiplies with.
+    pub host_weights: HostWeights,
 }
 
 /// A setting from 1 to what any model could use.

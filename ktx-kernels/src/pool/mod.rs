@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::disjoint::DisjointMut;
 use crate::linear::ProductOrder;
 
 use shared::{Region, Shared, Turn};
@@ -148,6 +149,22 @@ impl ThreadPool {
             task: &|turn: Turn| task(turn.index, turn.next),
             tasks,
             ahead: true,
+        });
+    }
+
+    /// Copies `from` to `to`, which is as long, on all threads: `part` bytes in a task, at least one.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn copy(&self, from: &[u8], to: &mut [u8], part: usize) {
+        assert_eq!(from.len(), to.len(), "a copy is as long as what is copied");
+        let part = part.max(1);
+        let to = DisjointMut::new(to);
+        self.run(from.len().div_ceil(part), &|task| {
+            let first = task * part;
+            let from = &from[first..from.len().min(first + part)];
+            // SAFETY: tasks have parts of their own, and the slice is not kept.
+            unsafe { to.part(first, from.len()) }.copy_from_slice(from);
         });
     }
 

@@ -54,6 +54,16 @@ fn a_task_taken_ahead_is_the_one_that_its_thread_runs_next() {
 }
 
 #[test]
+fn a_copy_is_whole_whatever_its_parts() {
+    let from: Vec<u8> = (0..10_007).map(|n| (n % 251) as u8).collect();
+    for part in [0, 1, 7, 64, 10_006, 10_007, 20_000] {
+        let mut to = vec![0; from.len()];
+        pool(3).copy(&from, &mut to, part);
+        assert!(from == to);
+    }
+}
+
+#[test]
 fn many_short_regions_in_a_row_lose_no_task() {
     let pool = pool(3);
     let sum = AtomicUsize::new(0);

@@ -309,9 +309,12 @@ impl KModule for HostExperts {
     }
 
     fn load(&mut self, loader: &mut Loader<'_>) -> Result<(), OpError> {
-        let tensors = experts(&self.path, &self.spec, loader.store())?;
-        for projection in &tensors {
+        let mut tensors = experts(&self.path, &self.spec, loader.store())?;
+        for projection in &mut tensors {
             loader.took(&projection.tensors())?;
+            if self.placement.is_on_host() {
+                projection.replace(|tensor| loader.in_main_memory(&self.path, tensor))?;
+            }
         }
         let mut biases = None;
         if let Some([gate, up, down]) = expert_biases(&self.path, &self.spec, loader.store())? {

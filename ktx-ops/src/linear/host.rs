@@ -109,7 +109,10 @@ impl KModule for HostLinear {
                 bias: bias.map(|b| upload(path, gpu, b)).transpose()?,
             })
         })?;
-        self.weight = Some(weight);
+        self.weight = Some(match self.placement.is_on_host() && self.made == 0 {
+            true => loader.in_main_memory(path, &weight)?,
+            false => weight,
+        });
         Ok(())
     }
 
