@@ -1,5 +1,6 @@
 // One streamed answer, without a package: ktx serve; node examples/clients/chat.mjs 'What is 7 + 5?'
-const response = await fetch('http://127.0.0.1:10002/v1/chat/completions', {
+const url = process.env.KTX_URL ?? 'http://127.0.0.1:10002';
+const response = await fetch(`${url}/v1/chat/completions`, {
   method: 'POST',
   headers: { 'Content-Type': 'application/json', Authorization: `Bearer ${process.env.KTX_API_KEY ?? 'none'}` },
   body: JSON.stringify({ messages: [{ role: 'user', content: process.argv[2] ?? 'What is 7 + 5?' }], stream: true }),

@@ -4,7 +4,8 @@ import os
 
 from openai import OpenAI
 
-client = OpenAI(base_url="http://127.0.0.1:10002/v1", api_key=os.environ.get("KTX_API_KEY", "none"))
+url = os.environ.get("KTX_URL", "http://127.0.0.1:10002")
+client = OpenAI(base_url=f"{url}/v1", api_key=os.environ.get("KTX_API_KEY", "none"))
 model = client.models.list().data[0].id
 messages = []
 while question := input("you: "):

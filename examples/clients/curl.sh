@@ -11,4 +11,5 @@ curl -s "$url/v1/chat/completions" -H "$key" -H "$json" \
 echo
 curl -sN "$url/v1/chat/completions" -H "$key" -H "$json" \
     -d '{"messages": [{"role": "user", "content": "What is 7 + 5?"}], "stream": true}'
-curl -sN "$url/api/chat" -H "$key" -H "$json" -d "{\"model\": \"pip-17m\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}"
+curl -sN "$url/api/chat" -H "$key" -H "$json" \
+    -d "{\"model\": \"${KTX_MODEL:-pip-17m}\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}"

@@ -87,9 +87,20 @@ impl HttpBody for Stream {
     }
 }
 
-/// A response whose body is what is sent to the other end; the client sees it end when that is dropped.
-pub(crate) fn streamed(content_type: &'static str) -> (Pieces, Response) {
+/// A response whose body is what `write` sends. A client that goes away ends `write`, and what it waits for is
+/// given up.
+pub(crate) fn streamed<W: Future<Output = ()> + Send + 'static>(
+    content_type: &'static str,
+    write: impl FnOnce(Pieces) -> W,
+) -> Response {
     let (pieces, receiver) = mpsc::channel(STREAM_BUFFER);
+    let write = write(pieces.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = pieces.closed() => {}
+            () = write => {}
+        }
+    });
     let mut response = Response::new(Body::new(Stream(receiver)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -99,5 +110,5 @@ pub(crate) fn streamed(content_type: &'static str) -> (Pieces, Response) {
         HeaderName::from_static("x-accel-buffering"),
         HeaderValue::from_static("no"),
     );
-    (pieces, response)
+    response
 }

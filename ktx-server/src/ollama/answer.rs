@@ -4,12 +4,15 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use ktx_core::serving::EndTokens;
+use ktx_core::tokenizer::SpecialText;
 use serde_json::{Map, Value, json};
 
+use super::options::{Options, constraint};
 use crate::app::App;
 use crate::body::streamed;
 use crate::error::ApiError;
-use crate::generate::{Answers, Totals, Update, finish_word};
+use crate::generate::{Answers, ChatPrompt, Job, Totals, Update, finish_word, start};
 use crate::output::{OutputParser, Part};
 use crate::time::rfc3339_now;
 
@@ -22,11 +25,63 @@ pub(super) enum Shape {
     Generate,
 }
 
-/// How an answer is read and written.
-pub(super) struct Form {
+/// What is asked for, once it is tokens.
+pub(super) struct Asked {
     pub(super) shape: Shape,
-    pub(super) parser: OutputParser,
+    pub(super) prompt: ChatPrompt,
+    /// Whether the prompt is a text that goes on, and no conversation.
+    pub(super) is_raw: bool,
+    pub(super) tools: Vec<Value>,
+    pub(super) options: Options,
+    pub(super) format: Option<Value>,
+    pub(super) stream: Option<bool>,
     pub(super) begin: Instant,
+}
+
+/// Has it answered; line by line unless that is not wanted.
+pub(super) async fn respond(app: App, asked: Asked) -> Result<Response, ApiError> {
+    let Asked {
+        prompt, options, ..
+    } = asked;
+    let constraint = constraint(asked.format.as_ref())?;
+    let job = Job {
+        prompt: prompt.tokens,
+        sampling: options.sampling(&app)?,
+        max_new_tokens: options.max_new_tokens(&app),
+        stop: options.stops(),
+        end_tokens: EndTokens::Stop,
+        log_probabilities: None,
+        constraint: match prompt.opens_thought {
+            true => constraint.map(|c| c.after("</think>")),
+            false => constraint,
+        },
+        special_text: match asked.is_raw {
+            true => SpecialText::Skip,
+            false => app.format().special_text(!asked.tools.is_empty()),
+        },
+        continues_text: asked.is_raw,
+        choices: 1,
+    };
+    let answers = start(&app, job)?;
+    let form = Form {
+        shape: asked.shape,
+        parser: match asked.is_raw {
+            true => OutputParser::plain(),
+            false => OutputParser::new(app.format(), prompt.opens_thought, asked.tools),
+        },
+        begin: asked.begin,
+    };
+    match asked.stream {
+        Some(false) => whole(&app, answers, form).await,
+        _ => Ok(stream(app, answers, form)),
+    }
+}
+
+/// How an answer is read and written.
+struct Form {
+    shape: Shape,
+    parser: OutputParser,
+    begin: Instant,
 }
 
 /// What is new of an answer.
@@ -103,11 +158,7 @@ fn end(object: &mut Map<String, Value>, reason: &str, totals: &Totals, begin: In
 }
 
 /// Collects an answer.
-pub(super) async fn whole(
-    app: &App,
-    mut answers: Answers,
-    form: Form,
-) -> Result<Response, ApiError> {
+async fn whole(app: &App, mut answers: Answers, form: Form) -> Result<Response, ApiError> {
     let (mut news, mut parser) = (News::default(), form.parser);
     let (mut totals, mut reason) = (Totals::default(), "stop");
     while let Some(update) = answers.next().await? {
@@ -127,10 +178,8 @@ pub(super) async fn whole(
 }
 
 /// Sends an answer line by line.
-pub(super) fn stream(app: App, mut answers: Answers, form: Form) -> Response {
-    let (pieces, response) = streamed("application/x-ndjson");
-    let lines = pieces.clone();
-    let run = async move {
+fn stream(app: App, mut answers: Answers, form: Form) -> Response {
+    streamed("application/x-ndjson", async move |lines| {
         let mut parser = form.parser;
         let send = async |object: Map<String, Value>| {
             let _ = lines.send(format!("{}\n", Value::Object(object))).await;
@@ -164,14 +213,7 @@ pub(super) fn stream(app: App, mut answers: Answers, form: Form) -> Response {
                 }
             }
         }
-    };
-    tokio::spawn(async move {
-        tokio::select! {
-            () = pieces.closed() => {}
-            () = run => {}
-        }
-    });
-    response
+    })
 }
 
 /// An answer without text: clients ask for it to have a model loaded.

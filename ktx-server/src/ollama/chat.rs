@@ -6,18 +6,16 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use ktx_core::chat::{Message, RenderOptions};
-use ktx_core::serving::EndTokens;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::answer::{Form, Shape, nothing, stream, whole};
-use super::options::{Options, constraint};
+use super::answer::{Asked, Shape, nothing, respond};
+use super::options::Options;
 use crate::app::App;
 use crate::body;
 use crate::error::ApiError;
-use crate::generate::{Job, chat_prompt, start};
-use crate::output::OutputParser;
+use crate::generate::chat_prompt;
 
 /// A message.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -97,32 +95,17 @@ async fn answer(app: App, body: Body, begin: Instant) -> Result<Response, ApiErr
         ..RenderOptions::for_answer()
     };
     let prompt = chat_prompt(&app, messages, render).await?;
-    let constraint = constraint(request.format.as_ref())?;
-    let job = Job {
-        prompt: prompt.tokens,
-        sampling: options.sampling(&app)?,
-        max_new_tokens: options.max_new_tokens(&app),
-        stop: options.stops(),
-        end_tokens: EndTokens::Stop,
-        log_probabilities: None,
-        constraint: match prompt.opens_thought {
-            true => constraint.map(|c| c.after("</think>")),
-            false => constraint,
-        },
-        special_text: app.format().special_text(!tools.is_empty()),
-        continues_text: false,
-        choices: 1,
-    };
-    let answers = start(&app, job)?;
-    let form = Form {
+    let asked = Asked {
         shape: Shape::Chat,
-        parser: OutputParser::new(app.format(), prompt.opens_thought, tools),
+        prompt,
+        is_raw: false,
+        tools,
+        options,
+        format: request.format,
+        stream: request.stream,
         begin,
     };
-    match request.stream {
-        Some(false) => whole(&app, answers, form).await,
-        _ => Ok(stream(app, answers, form)),
-    }
+    respond(app, asked).await
 }
 
 /// True, false, or a level: any level is true.

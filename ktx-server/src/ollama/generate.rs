@@ -6,20 +6,17 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use ktx_core::chat::{Message, RenderOptions};
-use ktx_core::serving::EndTokens;
-use ktx_core::tokenizer::SpecialText;
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::answer::{Form, Shape, nothing, stream, whole};
+use super::answer::{Asked, Shape, nothing, respond};
 use super::chat::thinking;
-use super::options::{Options, constraint};
+use super::options::Options;
 use crate::app::App;
 use crate::body;
 use crate::error::ApiError;
-use crate::generate::{Job, chat_prompt, start, text_prompt};
-use crate::output::OutputParser;
+use crate::generate::{ChatPrompt, chat_prompt, text_prompt};
 
 /// A prompt that is to be answered.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -94,8 +91,11 @@ async fn answer(app: App, body: Body, begin: Instant) -> Result<Response, ApiErr
         return Ok(nothing(&app, Shape::Generate, "load"));
     }
     let options = request.options.unwrap_or_default();
-    let (prompt, opens_thought) = match request.raw {
-        true => (text_prompt(&app, request.prompt).await?, false),
+    let prompt = match request.raw {
+        true => ChatPrompt {
+            tokens: text_prompt(&app, request.prompt).await?,
+            opens_thought: false,
+        },
         false => {
             let system = request.system.map(Message::system);
             let messages = system.into_iter().chain([Message::user(request.prompt)]);
@@ -103,40 +103,18 @@ async fn answer(app: App, body: Body, begin: Instant) -> Result<Response, ApiErr
                 enable_thinking: thinking(request.think.as_ref()),
                 ..RenderOptions::for_answer()
             };
-            let prompt = chat_prompt(&app, messages.collect(), render).await?;
-            (prompt.tokens, prompt.opens_thought)
+            chat_prompt(&app, messages.collect(), render).await?
         }
     };
-    let constraint = constraint(request.format.as_ref())?;
-    let job = Job {
-        prompt,
-        sampling: options.sampling(&app)?,
-        max_new_tokens: options.max_new_tokens(&app),
-        stop: options.stops(),
-        end_tokens: EndTokens::Stop,
-        log_probabilities: None,
-        constraint: match opens_thought {
-            true => constraint.map(|c| c.after("</think>")),
-            false => constraint,
-        },
-        special_text: match request.raw {
-            true => SpecialText::Skip,
-            false => app.format().special_text(false),
-        },
-        continues_text: request.raw,
-        choices: 1,
-    };
-    let answers = start(&app, job)?;
-    let form = Form {
+    let asked = Asked {
         shape: Shape::Generate,
-        parser: match request.raw {
-            true => OutputParser::plain(),
-            false => OutputParser::new(app.format(), opens_thought, Vec::new()),
-        },
+        prompt,
+        is_raw: request.raw,
+        tools: Vec::new(),
+        options,
+        format: request.format,
+        stream: request.stream,
         begin,
     };
-    match request.stream {
-        Some(false) => whole(&app, answers, form).await,
-        _ => Ok(stream(app, answers, form)),
-    }
+    respond(app, asked).await
 }

@@ -1,20 +1,14 @@
 //! `/v1/chat/completions`.
 
-use std::collections::BTreeMap;
-
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use ktx_core::chat::RenderOptions;
-use serde::Deserialize;
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
 
 use super::chat_answer::{Form, Whole, stream, whole};
-use super::fields::{
-    Stop, StreamOptions, common_fields, log_probabilities, max_new_tokens, refuse_unknown,
-};
+use super::fields::{log_probabilities, max_new_tokens, refuse_unknown, request};
 use super::tools::{ToolChoice, Tools, describe};
 use super::{ChatChunk, ChatCompletion, MessageField, chat_messages};
 use crate::app::App;
@@ -40,62 +34,11 @@ const HARMLESS: [&str; 12] = [
     "priority",
 ];
 
+request! {
 /// A conversation that is to be continued.
-#[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct ChatRequest {
+struct ChatRequest {
     /// The conversation.
     messages: Vec<MessageField>,
-    /// The model's name.
-    #[serde(default)]
-    model: Option<String>,
-    /// Whether the answer comes piece by piece.
-    #[serde(default)]
-    stream: Option<bool>,
-    /// What a stream holds besides.
-    #[serde(default)]
-    stream_options: Option<StreamOptions>,
-    /// How many answers.
-    #[serde(default)]
-    #[schema(minimum = 1)]
-    n: Option<u32>,
-    /// Texts that end an answer.
-    #[serde(default)]
-    stop: Option<Stop>,
-    /// The same seed gives the same answer.
-    #[serde(default)]
-    seed: Option<i64>,
-    /// Spread of the choice of tokens; 0 takes the best one always.
-    #[serde(default)]
-    #[schema(minimum = 0, maximum = 2)]
-    temperature: Option<f32>,
-    /// Choose among the best tokens whose probabilities reach this sum.
-    #[serde(default)]
-    #[schema(exclusive_minimum = 0, maximum = 1)]
-    top_p: Option<f32>,
-    /// Choose among this many of the best tokens.
-    #[serde(default)]
-    top_k: Option<i64>,
-    /// Choose among tokens of at least this fraction of the best one's probability.
-    #[serde(default)]
-    #[schema(minimum = 0, maximum = 1)]
-    min_p: Option<f32>,
-    /// Makes the last tokens less likely by this factor.
-    #[serde(default, alias = "repeat_penalty")]
-    repetition_penalty: Option<f32>,
-    /// Makes tokens less likely each time they were generated.
-    #[serde(default)]
-    #[schema(minimum = -2, maximum = 2)]
-    frequency_penalty: Option<f32>,
-    /// Makes tokens that were generated less likely.
-    #[serde(default)]
-    #[schema(minimum = -2, maximum = 2)]
-    presence_penalty: Option<f32>,
-    /// Added to the logits of tokens, by their numbers.
-    #[serde(default)]
-    logit_bias: Option<BTreeMap<String, f32>>,
-    /// Whether the model's own end of an answer is ignored; for measurements.
-    #[serde(default)]
-    ignore_eos: Option<bool>,
     /// Tokens of an answer at most. It goes before `max_completion_tokens`.
     #[serde(default)]
     max_tokens: Option<u64>,
@@ -130,13 +73,7 @@ pub(crate) struct ChatRequest {
     /// What is answered with; only `text`.
     #[serde(default)]
     modalities: Option<Vec<String>>,
-    /// Whether the usage tells times.
-    #[serde(default)]
-    return_speed: Option<bool>,
-    /// Fields that this server does not know.
-    #[serde(flatten)]
-    #[schema(ignore)]
-    unknown: Map<String, Value>,
+}
 }
 
 /// Continues a conversation.
@@ -156,7 +93,7 @@ pub(crate) async fn chat(State(app): State<App>, body: Body) -> Result<Response,
             "this model answers with text alone",
         ));
     }
-    let common = common_fields!(request);
+    let common = request.common();
     common.check(&app)?;
     let tools = Tools::new(request.tools.take(), request.tool_choice.take())?;
     let constraint = constraint(&request, &tools)?;
@@ -170,7 +107,6 @@ pub(crate) async fn chat(State(app): State<App>, body: Body) -> Result<Response,
         }
         _ => None,
     };
-    let with_speed = request.return_speed == Some(true);
     let max_tokens = request.max_tokens.or(request.max_completion_tokens);
     let one_call = request.parallel_tool_calls == Some(false);
     let mut messages = chat_messages(std::mem::take(&mut request.messages))?;
@@ -201,8 +137,7 @@ pub(crate) async fn chat(State(app): State<App>, body: Body) -> Result<Response,
             false => OutputParser::forced(app.format(), prompt.opens_thought, tools.shown),
         },
         choices: job.choices,
-        includes_usage: common.includes_usage(),
-        with_speed,
+        ending: common.ending(),
         one_call,
         with_logprobs: job.log_probabilities.is_some(),
     };

@@ -3,13 +3,13 @@
 use axum::response::Response;
 use ktx_core::serving::TokenEvent;
 
+use super::events::{Ending, Events};
 use super::response::{
     AnswerMessage, ChatChoice, ChatDelta, ChatLogprobs, Delta, TokenLogprob, ToolCallField,
     UsageField,
 };
 use super::{ChatChunk, ChatCompletion};
 use crate::app::{App, now};
-use crate::body::{Pieces, streamed};
 use crate::error::ApiError;
 use crate::generate::{Answers, Totals, Update, finish_word};
 use crate::output::{OutputParser, Part};
@@ -19,8 +19,7 @@ pub(super) struct Form {
     /// A parser of one answer, at its beginning.
     pub(super) parser: OutputParser,
     pub(super) choices: usize,
-    pub(super) includes_usage: bool,
-    pub(super) with_speed: bool,
+    pub(super) ending: Ending,
     /// Whether only the first call of a function counts.
     pub(super) one_call: bool,
     pub(super) with_logprobs: bool,
@@ -128,7 +127,7 @@ pub(super) async fn whole(app: &App, mut answers: Answers, form: Form) -> Result
         created: now(),
         model: app.settings().model_name.clone(),
         choices: done,
-        usage: UsageField::new(&totals, form.with_speed),
+        usage: UsageField::new(&totals, form.ending.with_speed),
     }))
 }
 
@@ -148,30 +147,13 @@ fn add(app: &App, message: &mut AnswerMessage, part: Part) {
 
 /// Sends the answers piece by piece.
 pub(super) fn stream(app: App, answers: Answers, form: Form) -> Response {
-    let (pieces, response) = streamed("text/event-stream");
-    let writer = ChunkWriter {
-        id: app.new_id("chatcmpl-"),
-        created: now(),
-        app,
-        pieces: pieces.clone(),
-    };
-    tokio::spawn(async move {
-        tokio::select! {
-            // The client went away: the answers are dropped, and given up.
-            () = pieces.closed() => {}
-            () = writer.run(answers, form) => {}
-        }
-    });
-    response
+    Events::respond(app, "chatcmpl-", |events| {
+        ChunkWriter(events).run(answers, form)
+    })
 }
 
-/// Writes server-sent events.
-struct ChunkWriter {
-    app: App,
-    pieces: Pieces,
-    id: String,
-    created: u64,
-}
+/// Writes pieces.
+struct ChunkWriter(Events);
 
 impl ChunkWriter {
     async fn run(self, mut answers: Answers, form: Form) {
@@ -188,7 +170,7 @@ impl ChunkWriter {
         loop {
             match answers.next().await {
                 Ok(Some(Update::Token { choice, token })) => {
-                    let logprobs = logprob(&self.app, &token).map(|one| ChatLogprobs {
+                    let logprobs = logprob(&self.0.app, &token).map(|one| ChatLogprobs {
                         content: vec![one],
                         refusal: None,
                     });
@@ -206,17 +188,11 @@ impl ChunkWriter {
                     totals.add(&end.usage);
                 }
                 Ok(None) => break,
-                Err(error) => {
-                    self.event(&error.body()).await;
-                    return;
-                }
+                Err(error) => return self.0.fail(&error).await,
             }
         }
-        if form.includes_usage || form.with_speed {
-            let usage = UsageField::new(&totals, form.with_speed);
-            self.chunk(Vec::new(), Some(usage)).await;
-        }
-        let _ = self.pieces.send("data: [DONE]\n\n".to_owned()).await;
+        let counts = |usage| self.chunk(Vec::new(), Some(usage));
+        self.0.end(&totals, &form.ending, counts).await;
     }
 
     /// `calls` counts those of the answer so far, these parts' included.
@@ -242,7 +218,7 @@ impl ChunkWriter {
                 Part::Content(text) => delta.content = Some(text),
                 Part::Thought(text) => delta.reasoning_content = Some(text),
                 Part::Call(call) => {
-                    let id = self.app.new_id("call_");
+                    let id = self.0.app.new_id("call_");
                     delta.tool_calls = vec![ToolCallField::new(call, id, Some(number))];
                     number += 1;
                 }
@@ -264,29 +240,17 @@ impl ChunkWriter {
             logprobs,
             finish_reason,
         };
-        self.chunk(vec![choice], None).await;
+        self.0.send(&self.chunk(vec![choice], None)).await;
     }
 
-    async fn chunk(&self, choices: Vec<ChatDelta>, usage: Option<UsageField>) {
-        self.event(&ChatChunk {
-            id: self.id.clone(),
+    fn chunk(&self, choices: Vec<ChatDelta>, usage: Option<UsageField>) -> ChatChunk {
+        ChatChunk {
+            id: self.0.id.clone(),
             object: "chat.completion.chunk",
-            created: self.created,
-            model: self.app.settings().model_name.clone(),
+            created: self.0.created,
+            model: self.0.model(),
             choices,
             usage,
-        })
-        .await;
-    }
-
-    async fn event(&self, value: &impl serde::Serialize) {
-        send_event(&self.pieces, value).await;
-    }
-}
-
-/// Sends a server-sent event; a client that is gone gets none.
-pub(super) async fn send_event(pieces: &Pieces, value: &impl serde::Serialize) {
-    if let Ok(json) = serde_json::to_string(value) {
-        let _ = pieces.send(format!("data: {json}\n\n")).await;
+        }
     }
 }

@@ -1,24 +1,19 @@
 //! `/v1/completions`.
 
-use std::collections::BTreeMap;
-
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use ktx_core::tokenizer::{SpecialText, TokenId};
 use serde::Deserialize;
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::chat_answer::send_event;
-use super::fields::{
-    Common, Stop, StreamOptions, common_fields, log_probabilities, max_new_tokens, refuse_unknown,
-};
+use super::events::{Ending, Events};
+use super::fields::{Common, log_probabilities, max_new_tokens, refuse_unknown, request};
 use super::response::{CompletionChoice, CompletionLogprobs, UsageField};
 use super::{CompletionChunk, CompletionResponse};
 use crate::app::{App, now};
-use crate::body::{self, Pieces, streamed};
+use crate::body;
 use crate::constraint::ResponseFormat;
 use crate::error::{ApiError, ErrorBody};
 use crate::generate::{Answers, Job, Totals, Update, finish_word, start, text_prompt};
@@ -44,62 +39,11 @@ pub(crate) enum Prompt {
     TokenLists(Vec<Vec<u32>>),
 }
 
+request! {
 /// A text that is to be continued.
-#[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct CompletionRequest {
+struct CompletionRequest {
     /// The text.
     prompt: Prompt,
-    /// The model's name.
-    #[serde(default)]
-    model: Option<String>,
-    /// Whether the answer comes piece by piece.
-    #[serde(default)]
-    stream: Option<bool>,
-    /// What a stream holds besides.
-    #[serde(default)]
-    stream_options: Option<StreamOptions>,
-    /// How many answers.
-    #[serde(default)]
-    #[schema(minimum = 1)]
-    n: Option<u32>,
-    /// Texts that end an answer.
-    #[serde(default)]
-    stop: Option<Stop>,
-    /// The same seed gives the same answer.
-    #[serde(default)]
-    seed: Option<i64>,
-    /// Spread of the choice of tokens; 0 takes the best one always.
-    #[serde(default)]
-    #[schema(minimum = 0, maximum = 2)]
-    temperature: Option<f32>,
-    /// Choose among the best tokens whose probabilities reach this sum.
-    #[serde(default)]
-    #[schema(exclusive_minimum = 0, maximum = 1)]
-    top_p: Option<f32>,
-    /// Choose among this many of the best tokens.
-    #[serde(default)]
-    top_k: Option<i64>,
-    /// Choose among tokens of at least this fraction of the best one's probability.
-    #[serde(default)]
-    #[schema(minimum = 0, maximum = 1)]
-    min_p: Option<f32>,
-    /// Makes the last tokens less likely by this factor.
-    #[serde(default, alias = "repeat_penalty")]
-    repetition_penalty: Option<f32>,
-    /// Makes tokens less likely each time they were generated.
-    #[serde(default)]
-    #[schema(minimum = -2, maximum = 2)]
-    frequency_penalty: Option<f32>,
-    /// Makes tokens that were generated less likely.
-    #[serde(default)]
-    #[schema(minimum = -2, maximum = 2)]
-    presence_penalty: Option<f32>,
-    /// Added to the logits of tokens, by their numbers.
-    #[serde(default)]
-    logit_bias: Option<BTreeMap<String, f32>>,
-    /// Whether the model's own end of an answer is ignored; for measurements.
-    #[serde(default)]
-    ignore_eos: Option<bool>,
     /// Tokens of an answer at most; 16 if not set.
     #[serde(default)]
     max_tokens: Option<u64>,
@@ -116,13 +60,7 @@ pub(crate) struct CompletionRequest {
     /// The form of the answer.
     #[serde(default)]
     response_format: Option<ResponseFormat>,
-    /// Whether the usage tells times.
-    #[serde(default)]
-    return_speed: Option<bool>,
-    /// Fields that this server does not know.
-    #[serde(flatten)]
-    #[schema(ignore)]
-    unknown: Map<String, Value>,
+}
 }
 
 /// Continues a text.
@@ -136,7 +74,7 @@ pub(crate) struct CompletionRequest {
 pub(crate) async fn complete(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
     let mut request: CompletionRequest = body::parse(&body::read(&app, body).await?)?;
     refuse_unknown(&request.unknown, &HARMLESS)?;
-    let common = common_fields!(request);
+    let common = request.common();
     common.check(&app)?;
     if request
         .best_of
@@ -161,8 +99,7 @@ pub(crate) async fn complete(State(app): State<App>, body: Body) -> Result<Respo
             false => vec![String::new(); prompts.len()],
         },
         choices: common.choices(),
-        includes_usage: common.includes_usage(),
-        with_speed: request.return_speed == Some(true),
+        ending: common.ending(),
         with_logprobs: request.logprobs.is_some(),
     };
     let mut all = Vec::new();
@@ -236,8 +173,7 @@ struct Form {
     /// What stands before the answers, for each prompt.
     echo: Vec<String>,
     choices: usize,
-    includes_usage: bool,
-    with_speed: bool,
+    ending: Ending,
     with_logprobs: bool,
 }
 
@@ -255,7 +191,7 @@ async fn whole(app: &App, all: Vec<Answers>, form: Form) -> Result<CompletionRes
         created: now(),
         model: app.settings().model_name.clone(),
         choices: done,
-        usage: UsageField::new(&totals, form.with_speed),
+        usage: UsageField::new(&totals, form.ending.with_speed),
     })
 }
 
@@ -297,28 +233,10 @@ async fn collect(
 }
 
 fn stream(app: App, all: Vec<Answers>, form: Form) -> Response {
-    let (pieces, response) = streamed("text/event-stream");
-    let writer = ChunkWriter {
-        id: app.new_id("cmpl-"),
-        created: now(),
-        app,
-        pieces: pieces.clone(),
-    };
-    tokio::spawn(async move {
-        tokio::select! {
-            () = pieces.closed() => {}
-            () = writer.run(all, form) => {}
-        }
-    });
-    response
+    Events::respond(app, "cmpl-", |events| ChunkWriter(events).run(all, form))
 }
 
-struct ChunkWriter {
-    app: App,
-    pieces: Pieces,
-    id: String,
-    created: u64,
-}
+struct ChunkWriter(Events);
 
 impl ChunkWriter {
     /// The answers to one prompt after those to the one before, as OpenAI's API does not say otherwise.
@@ -327,14 +245,11 @@ impl ChunkWriter {
         for (number, answers) in all.into_iter().enumerate() {
             match self.prompt(answers, &form, number).await {
                 Ok(usage) => totals.add_prompt(&usage),
-                Err(error) => return send_event(&self.pieces, &error.body()).await,
+                Err(error) => return self.0.fail(&error).await,
             }
         }
-        if form.includes_usage || form.with_speed {
-            let usage = UsageField::new(&totals, form.with_speed);
-            self.chunk(Vec::new(), Some(usage)).await;
-        }
-        let _ = self.pieces.send("data: [DONE]\n\n".to_owned()).await;
+        let counts = |usage| self.chunk(Vec::new(), Some(usage));
+        self.0.end(&totals, &form.ending, counts).await;
     }
 
     async fn prompt(
@@ -349,7 +264,7 @@ impl ChunkWriter {
         if !echo.is_empty() {
             for (choice, length) in lengths.iter_mut().enumerate() {
                 let piece = piece(number * form.choices + choice, echo.clone());
-                self.chunk(vec![piece], None).await;
+                self.piece(piece).await;
                 *length = echo.chars().count();
             }
         }
@@ -359,19 +274,19 @@ impl ChunkWriter {
                     let mut piece = piece(number * form.choices + choice, token.text);
                     if let Some(of) = &token.log_probabilities {
                         let mut all = CompletionLogprobs::default();
-                        let tokenizer = self.app.engine().tokenizer();
+                        let tokenizer = self.0.app.engine().tokenizer();
                         all.add(tokenizer, token.token, of, lengths[choice]);
                         piece.logprobs = Some(all);
                     }
                     lengths[choice] += piece.text.chars().count();
                     if !piece.text.is_empty() || piece.logprobs.is_some() {
-                        self.chunk(vec![piece], None).await;
+                        self.piece(piece).await;
                     }
                 }
                 Update::Finished { choice, end } => {
                     let mut piece = piece(number * form.choices + choice, end.text);
                     piece.finish_reason = Some(finish_word(end.reason));
-                    self.chunk(vec![piece], None).await;
+                    self.piece(piece).await;
                     totals.add(&end.usage);
                 }
             }
@@ -379,16 +294,19 @@ impl ChunkWriter {
         Ok(totals)
     }
 
-    async fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<UsageField>) {
-        let chunk = CompletionChunk {
-            id: self.id.clone(),
+    async fn piece(&self, piece: CompletionChoice) {
+        self.0.send(&self.chunk(vec![piece], None)).await;
+    }
+
+    fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<UsageField>) -> CompletionChunk {
+        CompletionChunk {
+            id: self.0.id.clone(),
             object: "text_completion",
-            created: self.created,
-            model: self.app.settings().model_name.clone(),
+            created: self.0.created,
+            model: self.0.model(),
             choices,
             usage,
-        };
-        send_event(&self.pieces, &chunk).await;
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::events::Ending;
 use crate::app::App;
 use crate::error::ApiError;
 
@@ -59,31 +60,102 @@ pub(crate) struct Common {
     pub(crate) presence_penalty: Option<f32>,
     pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
     pub(crate) ignore_eos: Option<bool>,
+    pub(crate) return_speed: Option<bool>,
 }
 
-/// Takes the common fields out of a request.
-macro_rules! common_fields {
-    ($request:expr) => {
-        $crate::openai::Common {
-            model: $request.model.take(),
-            stream: $request.stream,
-            stream_options: $request.stream_options.take(),
-            n: $request.n,
-            stop: $request.stop.take(),
-            seed: $request.seed,
-            temperature: $request.temperature,
-            top_p: $request.top_p,
-            top_k: $request.top_k,
-            min_p: $request.min_p,
-            repeat_penalty: $request.repetition_penalty,
-            frequency_penalty: $request.frequency_penalty,
-            presence_penalty: $request.presence_penalty,
-            logit_bias: $request.logit_bias.take(),
-            ignore_eos: $request.ignore_eos,
+/// A request with fields of its own, those that all have in common, and those that nobody knows.
+macro_rules! request {
+    ($(#[$about:meta])* struct $name:ident { $($own:tt)* }) => {
+        $(#[$about])*
+        #[derive(Debug, serde::Deserialize, utoipa::ToSchema)]
+        pub(crate) struct $name {
+            $($own)*
+            /// The model's name.
+            #[serde(default)]
+            model: Option<String>,
+            /// Whether the answer comes piece by piece.
+            #[serde(default)]
+            stream: Option<bool>,
+            /// What a stream holds besides.
+            #[serde(default)]
+            stream_options: Option<$crate::openai::fields::StreamOptions>,
+            /// How many answers.
+            #[serde(default)]
+            #[schema(minimum = 1)]
+            n: Option<u32>,
+            /// Texts that end an answer.
+            #[serde(default)]
+            stop: Option<$crate::openai::fields::Stop>,
+            /// The same seed gives the same answer.
+            #[serde(default)]
+            seed: Option<i64>,
+            /// Spread of the choice of tokens; 0 takes the best one always.
+            #[serde(default)]
+            #[schema(minimum = 0, maximum = 2)]
+            temperature: Option<f32>,
+            /// Choose among the best tokens whose probabilities reach this sum.
+            #[serde(default)]
+            #[schema(exclusive_minimum = 0, maximum = 1)]
+            top_p: Option<f32>,
+            /// Choose among this many of the best tokens.
+            #[serde(default)]
+            top_k: Option<i64>,
+            /// Choose among tokens of at least this fraction of the best one's probability.
+            #[serde(default)]
+            #[schema(minimum = 0, maximum = 1)]
+            min_p: Option<f32>,
+            /// Makes the last tokens less likely by this factor.
+            #[serde(default, alias = "repeat_penalty")]
+            repetition_penalty: Option<f32>,
+            /// Makes tokens less likely each time they were generated.
+            #[serde(default)]
+            #[schema(minimum = -2, maximum = 2)]
+            frequency_penalty: Option<f32>,
+            /// Makes tokens that were generated less likely.
+            #[serde(default)]
+            #[schema(minimum = -2, maximum = 2)]
+            presence_penalty: Option<f32>,
+            /// Added to the logits of tokens, by their numbers.
+            #[serde(default)]
+            logit_bias: Option<std::collections::BTreeMap<String, f32>>,
+            /// Whether the model's own end of an answer is ignored; for measurements.
+            #[serde(default)]
+            ignore_eos: Option<bool>,
+            /// Whether the usage tells times.
+            #[serde(default)]
+            return_speed: Option<bool>,
+            /// Fields that this server does not know.
+            #[serde(flatten)]
+            #[schema(ignore)]
+            unknown: serde_json::Map<String, serde_json::Value>,
+        }
+
+        impl $name {
+            /// Takes the common fields out.
+            fn common(&mut self) -> $crate::openai::Common {
+                $crate::openai::Common {
+                    model: self.model.take(),
+                    stream: self.stream,
+                    stream_options: self.stream_options.take(),
+                    n: self.n,
+                    stop: self.stop.take(),
+                    seed: self.seed,
+                    temperature: self.temperature,
+                    top_p: self.top_p,
+                    top_k: self.top_k,
+                    min_p: self.min_p,
+                    repeat_penalty: self.repetition_penalty,
+                    frequency_penalty: self.frequency_penalty,
+                    presence_penalty: self.presence_penalty,
+                    logit_bias: self.logit_bias.take(),
+                    ignore_eos: self.ignore_eos,
+                    return_speed: self.return_speed,
+                }
+            }
         }
     };
 }
-pub(super) use common_fields;
+pub(super) use request;
 
 impl Common {
     /// Checks all ranges, as OpenAI's API has them.
@@ -122,10 +194,13 @@ impl Common {
         self.stream == Some(true)
     }
 
-    /// Whether a stream ends with the counts of tokens.
-    pub(crate) fn includes_usage(&self) -> bool {
+    /// What a stream ends with.
+    pub(super) fn ending(&self) -> Ending {
         let options = self.stream_options.as_ref();
-        options.is_some_and(|o| o.include_usage == Some(true))
+        Ending {
+            includes_usage: options.is_some_and(|o| o.include_usage == Some(true)),
+            with_speed: self.return_speed == Some(true),
+        }
     }
 
     pub(crate) fn choices(&self) -> usize {

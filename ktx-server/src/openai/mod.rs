@@ -3,6 +3,7 @@
 pub(crate) mod chat;
 mod chat_answer;
 pub(crate) mod completions;
+mod events;
 mod fields;
 mod messages;
 pub(crate) mod models;

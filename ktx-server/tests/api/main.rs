@@ -6,6 +6,7 @@ mod limits;
 mod load;
 mod ollama;
 mod openai;
+mod reference;
 mod shapes;
 
 use std::thread::JoinHandle;
