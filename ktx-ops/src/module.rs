@@ -18,6 +18,7 @@ use ktx_kernels::workspace::{Act, Workspace};
 
 use crate::build::OpError;
 use crate::deferral::Deferral;
+use crate::experts::ExpertUses;
 pub use crate::loader::{LoadProgress, LoadScope, Loader, load_all, unload_prompt_operators};
 use crate::lora::{ActiveAdapter, AdapterId, Attachment, RowAdapters};
 use crate::recording::Recorder;
@@ -262,6 +263,11 @@ pub trait KModule: Send + Sync {
     /// Memory that it holds itself beside the mapped file, once loaded; without its children.
     fn holding(&self) -> Vec<Holding> {
         Vec::new()
+    }
+
+    /// How often its experts were chosen, if it is experts that count; without its children.
+    fn expert_uses(&self) -> Option<&Arc<ExpertUses>> {
+        None
     }
 
     /// Whether a row's result is the same in both phases, its children's included: then prompts and

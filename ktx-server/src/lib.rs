@@ -42,7 +42,7 @@ mod time;
 
 pub use auth::ApiKeys;
 pub use error::ServerError;
-pub use plan::{ModuleView, PlanView, RuleView};
+pub use plan::{DeviceView, ModuleView, PlanView, RuleView};
 pub use server::{Server, StopHandle};
 pub use settings::ServerSettings;
 

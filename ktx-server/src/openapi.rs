@@ -26,6 +26,7 @@ use crate::{health, metrics, ollama, openai, plan};
         ollama::models::show,
         ollama::models::version,
         plan::plan,
+        plan::experts,
         health::health,
         metrics::metrics,
     ),

@@ -2,6 +2,9 @@
 
 use axum::Json;
 use axum::extract::State;
+use ktx_core::kernels::cuda::Gpu;
+use ktx_core::kernels::device::Device;
+use ktx_core::memory::{DeviceMemory, available_host_memory};
 use ktx_core::{Engine, PlannedModel};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -22,8 +25,27 @@ pub struct PlanView {
     context: usize,
     /// Threads of the host.
     threads: usize,
+    /// What the model takes of each device.
+    devices: Vec<DeviceView>,
     /// All modules, parents before their children.
     modules: Vec<ModuleView>,
+}
+
+/// A device, with what the model takes of it in bytes.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct DeviceView {
+    /// Its name in rules.
+    name: String,
+    /// Weights, each counted once, and what operators make of them.
+    weights: u64,
+    /// Cache of keys and values.
+    cache: u64,
+    /// Activations.
+    scratch: u64,
+    /// The program, or a GPU's driver and kernels.
+    process: u64,
+    /// Bytes that were free before the model was loaded, where the system tells.
+    available: Option<u64>,
 }
 
 /// A module.
@@ -62,7 +84,7 @@ impl PlanView {
     /// What is known of a model before it is loaded.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape than the metadata say.
+    /// If a tensor is missing or has another shape than the metadata say, or the plan cannot be carried out.
     pub fn of(planned: &PlannedModel) -> Result<Self, ktx_core::EngineError> {
         let weights = planned.module_weights()?;
         let module = |module: &ktx_core::ops::Module| {
@@ -85,9 +107,14 @@ impl PlanView {
                 }),
             }
         };
+        let estimate = planned.estimate()?;
+        let devices = estimate.devices.iter();
         let modules = planned.description().tree.walk().map(module).collect();
         Ok(Self {
             rules: planned.rules_name().to_owned(),
+            devices: devices
+                .map(|(d, memory)| DeviceView::of(*d, memory))
+                .collect(),
             modules,
             ..Self::default()
         })
@@ -114,6 +141,55 @@ impl PlanView {
         }
         self
     }
+}
+
+impl DeviceView {
+    fn of(device: Device, memory: &DeviceMemory) -> Self {
+        let available = match device.is_cpu() {
+            true => available_host_memory(),
+            false => {
+                let free = Gpu::open(device.index()).and_then(|gpu| gpu.memory());
+                free.ok().map(|(free, _)| free as u64)
+            }
+        };
+        Self {
+            name: device.to_string(),
+            weights: memory.weights,
+            cache: memory.kv,
+            scratch: memory.scratch,
+            process: memory.process,
+            available,
+        }
+    }
+}
+
+/// How often each routed expert was chosen.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ExpertsView {
+    /// By layer, from the first to the last.
+    layers: Vec<LayerExperts>,
+}
+
+/// The routed experts of a layer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct LayerExperts {
+    /// The experts' path.
+    path: String,
+    /// Choices of each expert since the model was loaded, prompts included; those on a GPU do not count.
+    counts: Vec<u64>,
+}
+
+/// How often each routed expert was chosen since the model was loaded.
+#[utoipa::path(get, path = "/api/ktx/experts", tag = "ktx", responses((status = 200, body = ExpertsView)))]
+pub(crate) async fn experts(State(app): State<App>) -> Json<ExpertsView> {
+    let layers = app.engine().expert_uses().into_iter();
+    let layers = layers.map(|(path, counts)| LayerExperts {
+        path: path.to_owned(),
+        counts,
+    });
+    Json(ExpertsView {
+        layers: layers.collect(),
+    })
 }
 
 /// The model's modules: path, class, operator, devices, bytes, and the rule that placed each.

@@ -26,6 +26,7 @@ pub(crate) fn router(app: &App) -> Router {
         .route("/api/show", post(ollama::models::show))
         .route("/api/version", get(ollama::models::version))
         .route("/api/ktx/plan", get(plan::plan))
+        .route("/api/ktx/experts", get(plan::experts))
         .route("/metrics", get(metrics::metrics))
         .route("/openapi.json", get(openapi::document))
         .fallback(async || ApiError::not_found())
@@ -33,6 +34,7 @@ pub(crate) fn router(app: &App) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), require_key));
     let router = Router::new()
         .route("/", get(page::index))
+        .route("/web/{file}", get(page::file))
         .route("/health", get(health::health))
         .merge(guarded)
         .with_state(app.clone())

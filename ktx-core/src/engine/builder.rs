@@ -563,6 +563,7 @@ impl PlannedModel {
         )?;
         Ok(Engine {
             inner: Arc::new(Inner {
+                expert_uses: runtime.expert_uses(),
                 description: self.description,
                 plan: self.plan,
                 report,

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use ktx_kernels::device::Device;
 use ktx_kernels::workspace::Transfers;
 use ktx_models::ModelDescription;
+use ktx_ops::experts::ExpertUses;
 use ktx_ops::lora::{ActiveAdapter, AdapterId};
 
 pub(crate) use adapters::AdapterSet;
@@ -46,6 +47,8 @@ pub(crate) struct Inner {
     pub(crate) template: Result<ChatTemplate, crate::chat::ChatError>,
     pub(crate) settings: Settings,
     pub(crate) runtime: Mutex<Runtime>,
+    /// The counters of routed experts, beside the runtime: reading them waits for no step.
+    pub(crate) expert_uses: Vec<(String, Arc<ExpertUses>)>,
     pub(crate) adapters: Mutex<AdapterSet>,
     /// What a new session begins with: the adapters that the engine was made with.
     pub(crate) default_adapters: Arc<[ActiveAdapter]>,
@@ -102,6 +105,21 @@ impl Engine {
     /// Why it has none, or one that cannot be used.
     pub fn template(&self) -> Result<&ChatTemplate, &crate::chat::ChatError> {
         self.inner.template.as_ref()
+    }
+
+    /// How often each routed expert was chosen since the model was loaded, prompts included: by the
+    /// experts' path, in the order of the layers. Operators that do not count, and those on a GPU, are
+    /// not among them or stay at 0. Waits for no step.
+    pub fn expert_uses(&self) -> Vec<(&str, Vec<u64>)> {
+        let mut all: Vec<(&str, Vec<u64>)> = Vec::new();
+        for (path, uses) in &self.inner.expert_uses {
+            let uses = uses.read();
+            match all.last_mut().filter(|(last, _)| last == path) {
+                Some((_, sum)) => sum.iter_mut().zip(uses).for_each(|(sum, n)| *sum += n),
+                None => all.push((path, uses)),
+            }
+        }
+        all
     }
 
     /// What was copied between devices since it was loaded, by where from and where to.

@@ -10,6 +10,7 @@ use ktx_kernels::linear::Precision;
 use ktx_kernels::moe::MoeScratch;
 use ktx_kernels::pool::ThreadPool;
 use ktx_kernels::workspace::{Act, StepCapacity, Transfers, Workspace, WorkspaceError};
+use ktx_ops::experts::ExpertUses;
 use ktx_ops::lora::{Adapter, AdapterId, RowAdapters, attach_all, detach};
 use ktx_ops::module::KvLayout;
 use ktx_ops::recording::Recorder;
@@ -331,6 +332,18 @@ impl Runtime {
     /// What was copied between devices so far.
     pub(crate) fn transfers(&self) -> BTreeMap<(Device, Device), Transfers> {
         self.workspace.transfers().clone()
+    }
+
+    /// The counters of routed experts, by path; an operator for each phase has its own.
+    pub(crate) fn expert_uses(&self) -> Vec<(String, Arc<ExpertUses>)> {
+        let mut found = Vec::new();
+        let mut left: Vec<&dyn KModule> = vec![self.parts.model.as_ref()];
+        while let Some(module) = left.pop() {
+            let uses = module.expert_uses();
+            found.extend(uses.map(|uses| (module.path().to_owned(), Arc::clone(uses))));
+            left.extend(module.children().into_iter().rev());
+        }
+        found
     }
 
     /// One forward call: writes the batch's tokens to the cache and hands the logits `[vocab]` of

@@ -10,6 +10,7 @@ use ktx_kernels::workspace::{Act, Workspace};
 use serde::{Deserialize, Serialize};
 
 use super::adapted::{AdaptedExperts, HostWeights, Routed};
+use super::uses::ExpertUses;
 use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::gpu::{OnGpus, gpus, refused};
 use crate::kwargs::{KwargDoc, KwargSet};
@@ -93,6 +94,8 @@ pub struct HostExperts {
     arithmetic: Arithmetic,
     out_device: Option<Device>,
     loaded: Option<Arc<Loaded>>,
+    /// Choices in main memory; a GPU's stay there.
+    uses: Arc<ExpertUses>,
     on_gpus: OnGpus<Arc<GpuExperts>>,
     adapted: AdaptedExperts,
 }
@@ -105,6 +108,7 @@ struct Loaded {
     tensors: [ExpertTensors; 3],
     /// `[experts, out]` of gate, up and down.
     biases: Option<[Vec<f32>; 3]>,
+    uses: Arc<ExpertUses>,
 }
 
 /// The experts of a recorded step.
@@ -138,6 +142,7 @@ impl HostExperts {
             return Err(args.unfit("routed experts"));
         };
         let (path, placement) = (args.module.path.clone(), args.placement);
+        let uses = Arc::new(ExpertUses::new(spec.num_experts));
         Ok(Operator::Experts(Box::new(Self {
             path,
             class,
@@ -146,6 +151,7 @@ impl HostExperts {
             arithmetic,
             out_device,
             loaded: None,
+            uses,
             on_gpus: OnGpus::default(),
             adapted: AdaptedExperts::default(),
         })))
@@ -199,6 +205,8 @@ impl HostExperts {
             done = span.end();
             cx.precision = self.arithmetic.precision(engine);
             let rows = all.rows(span.first_row, span.rows);
+            let ([ids], []) = cx.workspace.views([rows.ids], []);
+            loaded.uses.count(bytemuck::cast_slice(ids));
             let weights = HostWeights {
                 tensors: &loaded.tensors,
                 biases: loaded.biases.as_ref(),
@@ -243,6 +251,7 @@ impl Loaded {
                 weights,
                 top_k,
             };
+            self.uses.count(routing.ids);
             moe::forward(cx.pool, all, x, routing, out, cx.moe, precision)
                 .map_err(|e| kernel_error(&self.path, e))
         })
@@ -328,6 +337,7 @@ impl KModule for HostExperts {
             arithmetic: self.arithmetic,
             tensors,
             biases,
+            uses: Arc::clone(&self.uses),
         };
         self.on_gpus = OnGpus::load(&self.path, self.placement, |gpu| {
             loader.experts_on(&self.path, gpu, || {
@@ -350,6 +360,10 @@ impl KModule for HostExperts {
             device: self.placement.generate,
             bytes: bytes.sum(),
         }]
+    }
+
+    fn expert_uses(&self) -> Option<&Arc<ExpertUses>> {
+        Some(&self.uses)
     }
 
     fn attach(&mut self, attachment: &mut Attachment<'_>) {

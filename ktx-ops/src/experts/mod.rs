@@ -4,7 +4,9 @@ mod adapted;
 mod host;
 mod list;
 mod switch;
+mod uses;
 
 pub use host::HostExperts;
 pub use list::ExpertList;
 pub use switch::KTransformersExperts;
+pub use uses::ExpertUses;

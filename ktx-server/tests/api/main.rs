@@ -7,6 +7,7 @@ mod load;
 mod ollama;
 mod openai;
 mod reference;
+mod page;
 mod shapes;
 
 use std::thread::JoinHandle;
