@@ -18,6 +18,7 @@ mod progress;
 
 mod sampling_args;
 mod table;
+mod terminal;
 mod text_file;
 
 pub use builtin::builtin_model;

@@ -17,6 +17,7 @@ use crate::builtin::builtin_model;
 use crate::error::CliError;
 use crate::notes;
 use crate::progress::Progress;
+use crate::terminal::Show;
 
 /// Which model.
 #[derive(Debug, Clone, Default, Args)]
@@ -277,12 +278,12 @@ impl EngineArgs {
 }
 
 /// Loads a planned model, with its progress on a terminal.
-pub(crate) fn load(planned: PlannedModel) -> Result<Engine, CliError> {
+pub(crate) fn load(planned: PlannedModel, show: Show) -> Result<Engine, CliError> {
     planned.require()?;
     // Modules that share a tensor load it once.
     let weights: u64 = planned.module_weights()?.iter().map(|w| w.bytes).sum();
     let total = weights.min(planned.weights().file_size());
-    let mut progress = Progress::new("loading", total);
+    let mut progress = Progress::new("loading", total, show);
     Ok(planned.load(&mut |at| {
         progress.at(at.loaded);
         true
@@ -302,7 +303,7 @@ pub(crate) fn plan_and_load(
     }
     let planned = builder.plan()?;
     notes::about_plan(&planned);
-    load(planned)
+    load(planned, Show::OnTerminal)
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ import { streamChat } from "./api.js";
 import { requestFields } from "./settings.js";
 import { history } from "./store.js";
 
+/** Milliseconds of tokens that a rate can be told of: what comes at once came through a buffer. */
+const SHORTEST = 5;
 /** Milliseconds in which a page is gone after it was told that it would be. */
 const LEAVING = 3000;
 
@@ -88,7 +90,7 @@ export class Answer {
     return {
       tokens,
       firstTime: first && first - this.begun,
-      rate: tokens > 1 && last > first ? ((tokens - 1) * 1000) / (last - first) : null,
+      rate: tokens > 1 && last - first > SHORTEST ? ((tokens - 1) * 1000) / (last - first) : null,
       promptTokens: usage?.prompt_tokens ?? null,
       cachedTokens: usage?.prompt_tokens_details?.cached_tokens ?? null,
     };

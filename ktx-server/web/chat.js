@@ -130,7 +130,6 @@ export class Chat {
     byId("welcome").hidden = !isEmpty;
     byId("messages").hidden = isEmpty;
     byId("chat-title").textContent = conversation.title || "New conversation";
-    byId("chat-title").classList.toggle("visually-hidden", isEmpty);
     this.drawComposer();
     this.follow();
   }

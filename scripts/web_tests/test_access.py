@@ -97,7 +97,7 @@ def test_landmarks_and_headings_are_there(page):
     for role, name in [("banner", None), ("navigation", "Views"), ("complementary", "Conversations"), ("main", None)]:
         assert page.get_by_role(role, name=name).count() == 1, (role, name)
     ask(page, "What is 7 + 5?")
-    assert page.get_by_role("heading", level=1).inner_text() == "What is 7 + 5?"
+    assert page.get_by_role("heading", level=1).text_content() == "What is 7 + 5?"
     assert page.get_by_role("heading", level=2).all_inner_texts()[:2] == ["You", "pip"]
 
 

@@ -12,7 +12,7 @@ def test_an_answer_comes_as_a_stream_with_its_counts(page, shot):
     assert ask(page, "What is 7 + 5?") == "7 + 5 = 12."
     counts = page.inner_text(f"{LAST_ANSWER} .counts")
     assert re.search(r"\d+ prompt tokens.* first after .* s · \d+ tokens · [\d.]+ tokens/s", counts), counts
-    assert page.inner_text("#chat-title") == "What is 7 + 5?"
+    assert page.text_content("#chat-title") == "What is 7 + 5?"
     assert page.evaluate("document.activeElement.id") == "prompt"
     assert ask(page, "What is the opposite of hot?") == "The opposite of hot is cold."
     assert page.locator(".message").count() == 4

@@ -11,6 +11,7 @@ use crate::error::CliError;
 use crate::model_args::{EngineArgs, ModelSource, RuleArgs, load};
 use crate::notes;
 use crate::table::{Align, Table};
+use crate::terminal::{Paint, Show, StatusLine, Style};
 
 const EXAMPLE: &str = "\
 As llama-bench does, prompts and generation are measured each from an empty context, with random tokens and after a
@@ -77,7 +78,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), CliError> {
         .apply(args.rules.apply(args.source.builder()?))
         .plan()?;
     notes::about_plan(&planned);
-    let engine = load(planned)?;
+    let engine = load(planned, Show::unless(args.json))?;
     let rates = measure(args, &engine)?;
     match args.json {
         true => print_json(args, &engine, &rates),
@@ -89,8 +90,13 @@ fn measure(args: &BenchArgs, engine: &Engine) -> Result<Rates, CliError> {
     let tokens = random_tokens(engine, args.prompt.max(args.generate));
     let mut session = engine.session();
     let mut rates = Rates::default();
+    let mut status = StatusLine::new(Show::unless(args.json));
     // The first repetition maps the weights and warms the caches.
     for repetition in 0..=args.repetitions {
+        status.draw(&match repetition {
+            0 => "warming up".to_owned(),
+            _ => format!("run {repetition} of {}", args.repetitions),
+        });
         if args.prompt > 0 {
             let time = prompt(&mut session, &tokens[..args.prompt])?;
             rates
@@ -200,7 +206,13 @@ fn print_table(args: &BenchArgs, engine: &Engine, rates: &Rates) -> Result<(), C
         engine.settings().threads,
         args.repetitions
     )?;
-    Ok(table.write(&mut out)?)
+    // The median is what counts.
+    let paint = |column: usize, _: &str| match column {
+        2 => Paint::Bold,
+        3 | 4 => Paint::Faint,
+        _ => Paint::Plain,
+    };
+    Ok(table.write_painted(&mut out, Style::of_stdout(), &paint)?)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::interrupt::Interrupt;
 use crate::model_args::{EngineArgs, ModelSource, RuleArgs, load};
 use crate::notes;
 use crate::sampling_args::{SamplingArgs, ThinkingArgs, boolean};
+use crate::terminal::Show;
 use crate::text_file::read_text;
 
 const EXAMPLE: &str = "\
@@ -131,7 +132,7 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), CliError> {
     let planned = builder.plan()?;
     notes::about_model(&planned);
     notes::about_plan(&planned);
-    let engine = load(planned)?;
+    let engine = load(planned, Show::OnTerminal)?;
     let options = args.sampling.options(&args.thinking);
     let mut session = engine.session();
     if let Some(system) = &args.system {

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::error::CliError;
 use crate::model_args::{EngineArgs, ModelSource, RuleArgs, load};
 use crate::notes;
+use crate::terminal::Show;
 use crate::text_file::read_text;
 
 const EXAMPLE: &str = "\
@@ -58,7 +59,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<(), CliError> {
         .apply(args.rules.apply(args.source.builder()?))
         .plan()?;
     notes::about_plan(&planned);
-    let engine = load(planned)?;
+    let engine = load(planned, Show::unless(args.json))?;
     let tokens = tokens_of(&engine, &text);
     let chunks = Chunks {
         length: context,

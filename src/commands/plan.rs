@@ -19,6 +19,7 @@ use crate::error::CliError;
 use crate::model_args::{EngineArgs, ModelSource, RuleArgs, variables};
 use crate::notes;
 use crate::table::{Align, Table};
+use crate::terminal::{Paint, Style};
 use crate::text_file::read_text;
 
 const EXAMPLE: &str = "\
@@ -312,7 +313,25 @@ fn print(
             ),
         ]);
     }
-    Ok(table.write(&mut out)?)
+    Ok(table.write_painted(&mut out, Style::of_stdout(), &paint)?)
+}
+
+/// Devices in their colours, and what says little faint.
+fn paint(column: usize, cell: &str) -> Paint {
+    const GPUS: [Paint; 3] = [Paint::Yellow, Paint::Magenta, Paint::Blue];
+    match (column, cell) {
+        (_, "-") | (5, _) => Paint::Faint,
+        (2, "cpu") => Paint::Green,
+        // One for each phase.
+        (2, both) if both.contains(' ') => Paint::Cyan,
+        (2, device) => {
+            let index = device
+                .rsplit_once(':')
+                .and_then(|(_, index)| index.parse::<usize>().ok());
+            index.map_or(Paint::Plain, |index| GPUS[index % GPUS.len()])
+        }
+        _ => Paint::Plain,
+    }
 }
 
 /// The class, and `KLinearLora` around it where an adapter adapts the module.

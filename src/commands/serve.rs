@@ -13,6 +13,7 @@ use crate::error::CliError;
 use crate::model_args::{EngineArgs, ModelSource, RuleArgs, load};
 use crate::notes;
 use crate::sampling_args::{SamplingArgs, ThinkingArgs};
+use crate::terminal::Show;
 use crate::text_file::read_text;
 
 /// The prefix cache takes one of so many parts of the memory that is free,
@@ -150,7 +151,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), CliError> {
     notes::about_model(&planned);
     notes::about_plan(&planned);
     let plan = PlanView::of(&planned)?;
-    let engine = load(planned)?;
+    let engine = load(planned, Show::OnTerminal)?;
     let scheduler = Scheduler::start(engine, args.scheduler())?;
     let settings = args.server(keys);
     let (name, open) = (settings.model_name.clone(), settings.api_keys.is_empty());

@@ -3,6 +3,8 @@
 mod answers;
 mod bad_input;
 mod chat;
+#[cfg(unix)]
+mod colours;
 mod help;
 mod lora;
 mod placement;
