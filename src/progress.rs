@@ -9,7 +9,7 @@ use crate::terminal::{Paint, Show, StatusLine, Style};
 /// Time between two drawings.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Characters of the bar.
-const BAR: usize = 24;
+const BAR: usize = 16;
 /// Until then a rate is chance.
 const SETTLED: Duration = Duration::from_millis(500);
 
@@ -94,7 +94,7 @@ mod tests {
             Duration::from_secs(5),
             Style::Plain,
         );
-        let bar = "━".repeat(6) + &"─".repeat(18);
+        let bar = "━".repeat(4) + &"─".repeat(12);
         assert_eq!(
             line,
             format!("loading {bar}  25 %  10.0 GiB of 40.0 GiB  2.0 GiB/s  15 s left")
