@@ -3,7 +3,7 @@
 const KEY = "ktx.key";
 
 /** An answer that is none. `advice` says what the user can do. */
-export class ServerError extends Error {
+class ServerError extends Error {
   constructor(message, advice, { status = 0, retryAfter = null } = {}) {
     super(message);
     this.advice = advice;

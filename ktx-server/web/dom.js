@@ -80,7 +80,7 @@ export function announce(text) {
 }
 
 /** Copies a text; whether that was possible. */
-export async function copyText(text) {
+async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;

@@ -122,10 +122,10 @@ export class Experts {
     this.geometry = { margin, size, height };
     const cx = canvas.getContext("2d");
     cx.scale(ratio, ratio);
-    const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(name).trim();
-    cx.font = `11px ${colour("--font")}`;
-    cx.fillStyle = colour("--muted");
+    const style = getComputedStyle(canvas);
+    const [cold, hot] = ["--heat-cold", "--heat-hot"].map((name) => style.getPropertyValue(name));
+    cx.font = `${style.fontSize} ${style.fontFamily}`;
+    cx.fillStyle = style.color;
     cx.textBaseline = "middle";
     const every = Math.max(1, Math.ceil(14 / height));
     cx.textAlign = "right";
@@ -137,17 +137,17 @@ export class Experts {
     this.layers.forEach((layer, row) => {
       this.parts(layer).forEach((part, at) => {
         const heat = Math.min((part * layer.counts.length) / FULL, 1);
-        cx.fillStyle = colour("--heat-cold");
+        cx.fillStyle = cold;
         cx.globalAlpha = 1;
         cx.fillRect(margin + at * size, row * height, size - gap, height - 1);
-        cx.fillStyle = colour("--heat-hot");
+        cx.fillStyle = hot;
         cx.globalAlpha = heat;
         cx.fillRect(margin + at * size, row * height, size - gap, height - 1);
       });
     });
     cx.globalAlpha = 1;
     if (this.cursor) {
-      cx.strokeStyle = colour("--text");
+      cx.strokeStyle = getComputedStyle(this.element).color;
       cx.lineWidth = 2;
       cx.strokeRect(margin + this.cursor.expert * size, this.cursor.row * height, size - gap, height - 1);
     }

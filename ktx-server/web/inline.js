@@ -229,7 +229,7 @@ function link(target, children, isImage = false) {
 }
 
 /** The address, if it leads to the web or to a mailbox; scripts and data never. */
-export function safeAddress(target) {
+function safeAddress(target) {
   try {
     const url = new URL(target);
     return ["http:", "https:", "mailto:"].includes(url.protocol) ? url.href : null;

@@ -17,7 +17,7 @@ const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])(?:( +)|$)/;
 const DELIMITERS = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
 
 /** Blocks of a text. Each knows the text it was made of. */
-export function parseBlocks(text) {
+function parseBlocks(text) {
   return new Blocks(text.replace(/\r\n?/g, "\n").replace(/\t/g, "    ").split("\n"), 0).parse();
 }
 

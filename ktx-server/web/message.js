@@ -44,7 +44,6 @@ export class MessageView {
       this.thoughts.hidden = false;
       const isThinking = !isFinished && !node.content;
       this.thoughtTitle.textContent = isThinking ? "Thinking …" : node.thoughtTime ? `Thought for ${seconds(node.thoughtTime)}` : "Thoughts";
-      this.thoughts.classList.toggle("busy", isThinking);
       if (this.thought.textContent !== node.reasoning) this.thought.textContent = node.reasoning;
     }
     this.element.classList.toggle("running", !isFinished);
@@ -154,7 +153,7 @@ export function growing(area, form) {
   return grow;
 }
 
-export const seconds = (milliseconds) => `${(milliseconds / 1000).toFixed(milliseconds < 10_000 ? 2 : 0)} s`;
+const seconds = (milliseconds) => `${(milliseconds / 1000).toFixed(milliseconds < 10_000 ? 2 : 0)} s`;
 
 /** Counts in words: tokens, time to the first, and speed. */
 export function counts({ tokens, firstTime, rate, promptTokens, cachedTokens }) {

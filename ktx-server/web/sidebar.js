@@ -1,7 +1,6 @@
 // The list of conversations beside the chat.
 
 import { announce, byId, confirm, download, h, iconButton } from "./dom.js";
-import { keep, load } from "./store.js";
 import * as store from "./store.js";
 
 const NAME = "ktx.sidebar";
@@ -11,7 +10,7 @@ const narrow = matchMedia("(max-width: 55rem)");
 export class Sidebar {
   constructor() {
     this.chat = null;
-    this.isOpen = !narrow.matches && load(NAME, true) !== false;
+    this.isOpen = !narrow.matches && store.load(NAME, true) !== false;
     byId("sidebar-toggle").addEventListener("click", () => this.toggle(!this.isOpen));
     byId("scrim").addEventListener("click", () => this.toggle(false));
     narrow.addEventListener("change", () => this.toggle(!narrow.matches));
@@ -52,7 +51,7 @@ export class Sidebar {
 
   toggle(isOpen) {
     this.isOpen = isOpen;
-    if (!narrow.matches) keep(NAME, isOpen);
+    if (!narrow.matches) store.keep(NAME, isOpen);
     this.show();
     if (isOpen && narrow.matches) byId("new-conversation").focus();
   }

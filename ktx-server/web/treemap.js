@@ -15,7 +15,7 @@ const NAME_HEIGHT = 16;
 const LEVELS = 3;
 
 /** Rectangles for items with a `size`, in their order from the largest on: [{ item, x, y, width, height }]. */
-export function squarify(items, { x, y, width, height }) {
+function squarify(items, { x, y, width, height }) {
   const sorted = items.filter((item) => item.size > 0).sort((a, b) => b.size - a.size);
   const total = sorted.reduce((sum, item) => sum + item.size, 0);
   if (total === 0 || width <= 0 || height <= 0) return [];
