@@ -6,8 +6,8 @@ mod limits;
 mod load;
 mod ollama;
 mod openai;
-mod reference;
 mod page;
+mod reference;
 mod shapes;
 
 use std::thread::JoinHandle;
