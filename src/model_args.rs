@@ -114,6 +114,16 @@ pub(crate) struct EngineArgs {
     #[arg(long, aliases = ["chunk_size", "chunk_prefill_size", "chunk-prefill-size"], value_name = "N")]
     pub(crate) chunk_size: Option<usize>,
 
+    /// Tokens from which on a prompt's chunk has experts that live in main memory streamed to the GPU, where the plan
+    /// puts prompts there [default: as the machine's speed makes it worth]
+    #[arg(long, value_name = "N")]
+    pub(crate) stream_from: Option<usize>,
+
+    /// Part of each layer's experts that the GPU takes of such a chunk, 0 to 1; the CPU computes the others at the same
+    /// time [default: as the machine's speed makes both end together]
+    #[arg(long, value_name = "PART")]
+    pub(crate) stream_share: Option<f64>,
+
     /// Element type of the cache of keys and values [default: f16; f32 with --precision f32]
     #[arg(long, value_name = "TYPE")]
     pub(crate) kv_type: Option<KvTypeArg>,
@@ -253,6 +263,12 @@ impl EngineArgs {
         }
         if let Some(tokens) = self.chunk_size {
             builder = builder.chunk_size(tokens);
+        }
+        if let Some(tokens) = self.stream_from {
+            builder = builder.stream_from(tokens);
+        }
+        if let Some(share) = self.stream_share {
+            builder = builder.stream_share(share);
         }
         if let Some(kv_type) = self.kv_type {
             builder = builder.kv_type(match kv_type {

@@ -50,6 +50,18 @@ pub(crate) fn about_plan(planned: &PlannedModel) {
         .for_each(warning);
 }
 
+/// From where on prompts are computed on a GPU with experts that live in main memory; nothing where none are.
+pub(crate) fn streaming(planned: &PlannedModel) -> Option<String> {
+    const ROWS: usize = 512;
+    let streaming = planned.settings().streaming?;
+    let percent = 100.0 * streaming.share(ROWS);
+    Some(format!(
+        "prompts: chunks of {} tokens and more go to the GPU, with experts streamed from main memory; \
+         of {ROWS} tokens it takes {percent:.0} % of the experts, the CPU the others",
+        streaming.from
+    ))
+}
+
 fn is_preset(planned: &PlannedModel) -> bool {
     planned.rules_name().starts_with("preset ")
 }

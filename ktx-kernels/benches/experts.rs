@@ -160,6 +160,7 @@ fn layer(pool: &ThreadPool, shape: &Shape, bytes: &[u8], tokens: usize, bandwidt
             ids: &ids,
             weights: &route,
             top_k,
+            first_expert: 0,
         };
         let start = Instant::now();
         moe::forward(

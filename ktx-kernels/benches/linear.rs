@@ -111,6 +111,7 @@ fn moe_layer(pool: &ThreadPool, tokens: usize) {
             ids: &ids,
             weights: &weights,
             top_k: TOP_K,
+            first_expert: 0,
         };
         let precision = Precision::Int8;
         moe::forward(

@@ -416,6 +416,39 @@ impl Workspace {
         self.is_recording
     }
 
+    /// Copies values of a GPU to main memory, in its stream's order, and waits for nothing: whoever looks at
+    /// them waits for the GPU first.
+    ///
+    /// # Errors
+    /// What the GPU refuses.
+    ///
+    /// # Panics
+    /// If the shapes differ, or `from` is no GPU's.
+    pub fn fetch(&mut self, from: Act, to: Act) -> Result<(), WorkspaceError> {
+        assert_eq!(
+            (from.rows, from.cols),
+            (to.rows, to.cols),
+            "a copy keeps the shape"
+        );
+        let gpu = self.gpu(from.device).expect("a GPU's values").clone();
+        let (x, y) = (self.matrix(from), self.matrix(to));
+        let bytes = from.len() * size_of::<f32>();
+        // SAFETY: both ranges are this workspace's memory (`matrix` checks), which lives on.
+        Ok(unsafe { crate::cuda::copy_async(&gpu, y.address(), x.address(), bytes) }?)
+    }
+
+    /// A GPU was given kernels that read main memory.
+    pub fn is_read_by(&mut self, gpu: &Gpu) {
+        if !self.reading.iter().any(|g| g.index() == gpu.index()) {
+            self.reading.push(gpu.clone());
+        }
+    }
+
+    /// A GPU was waited for: it has read what it was given to read.
+    pub fn was_read_by(&mut self, gpu: &Gpu) {
+        self.reading.retain(|g| g.index() != gpu.index());
+    }
+
     /// Main memory is about to be written: GPUs that still read it are waited for.
     fn before_host_write(&mut self) {
         if self.is_recording {
@@ -451,8 +484,9 @@ impl Workspace {
         unsafe { crate::cuda::copy_async(gpu, y.address(), x.address(), bytes) }?;
         match (&source, &target) {
             (Some(_), None) => gpu.synchronize()?,
-            (None, Some(_)) if !self.reading.iter().any(|g| g.index() == gpu.index()) => {
-                self.reading.push(gpu.clone());
+            (None, Some(_)) => {
+                let gpu = gpu.clone();
+                self.is_read_by(&gpu);
             }
             _ => {}
         }

@@ -24,13 +24,24 @@ pub(crate) fn build_inner<T>(
     phase: Phase,
     role: impl Fn(Operator) -> Option<T>,
 ) -> Result<Option<T>, OpError> {
+    let placement = Placement::both(args.placement.device(phase));
+    build_inner_at(args, name, placement, role)
+}
+
+/// The same for an operator that knows both phases' devices.
+pub(crate) fn build_inner_at<T>(
+    args: &BuildArgs<'_>,
+    name: Option<&str>,
+    placement: Placement,
+    role: impl Fn(Operator) -> Option<T>,
+) -> Result<Option<T>, OpError> {
     let Some(name) = name else { return Ok(None) };
     let entry = find(args, name)?;
     let kwargs = args.kwargs.filtered(|kwarg| knows(&entry.kwargs, kwarg));
     let mut inner = BuildArgs {
         module: args.module,
         kwargs: &kwargs,
-        placement: Placement::both(args.placement.device(phase)),
+        placement,
         location: args.location.clone(),
         children: Children::default(),
         store: args.store,

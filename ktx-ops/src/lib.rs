@@ -47,7 +47,8 @@ pub use defaults::default_class;
 pub use kwargs::{KwargDoc, KwargError, KwargInfo, KwargSet, Kwargs, Location, NoKwargs};
 pub use module::{
     Attention, Batch, Capacity, Embedding, Experts, Ffn, Forward, Gate, KModule, Layer, Layerwise,
-    Linear, LoadProgress, LoadScope, Loader, Model, Norm, Observer, Phase, Rope, load_all,
+    Linear, LoadProgress, LoadScope, Loader, Model, Norm, Observer, Phase, Rope, Streaming,
+    load_all,
 };
 pub use registry::{DuplicateOperator, Needs, OperatorEntry, Registry, registry, try_registry};
 pub use spec::Spec;

@@ -1,14 +1,16 @@
 //! How operators come by their weights: what they share while they are loaded, and the walk over the tree.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ktx_gguf::{HUGE_PAGE, HugePages, Tensor};
 use ktx_kernels::cuda::{CudaError, Gpu};
 use ktx_kernels::kv::PAGE_TOKENS;
 use ktx_kernels::linear::WeightRows;
 use ktx_kernels::linear::cuda::GpuMatrix;
+use ktx_kernels::moe::MoeWeights;
 use ktx_kernels::moe::cuda::GpuExperts;
+use ktx_kernels::moe::stream::{ExpertStream, ExpertStreamBuilder, StreamedWeights, Uploads};
 use ktx_kernels::pool::ThreadPool;
 use ktx_kernels::rope::cuda::DeviceRopeTable;
 use ktx_kernels::rope::{RopeConfig, RopeError, RopeTable};
@@ -27,6 +29,7 @@ pub struct Loader<'a> {
     gpu_ropes: Vec<(u16, RopeConfig, Arc<DeviceRopeTable>)>,
     gpu_matrices: HashMap<(u16, String), Arc<GpuMatrix>>,
     gpu_experts: HashMap<(u16, String), Arc<GpuExperts>>,
+    streams: Vec<OpenStream>,
     context: usize,
     copies: Option<Copies<'a>>,
 }
@@ -37,6 +40,26 @@ struct Copies<'a> {
     pages: HugePages,
     /// By the place of the original and its length.
     made: HashMap<(usize, usize), Tensor>,
+}
+
+/// Experts of layers that one GPU computes prompts with, as far as they are known.
+struct OpenStream {
+    gpu: u16,
+    layers: ExpertStreamBuilder,
+    stream: Arc<OnceLock<ExpertStream>>,
+}
+
+/// A layer's experts in main memory, as a GPU computes prompts with them.
+pub(crate) struct StreamedLayer {
+    stream: Arc<OnceLock<ExpertStream>>,
+    layer: usize,
+}
+
+impl StreamedLayer {
+    /// The stream and the layer's number in it; none before [`Loader::start_streams`].
+    pub(crate) fn stream(&self) -> Option<(&ExpertStream, usize)> {
+        self.stream.get().map(|stream| (stream, self.layer))
+    }
 }
 
 /// How much is loaded.
@@ -61,6 +84,7 @@ impl<'a> Loader<'a> {
             gpu_ropes: Vec::new(),
             gpu_matrices: HashMap::new(),
             gpu_experts: HashMap::new(),
+            streams: Vec::new(),
             context: Self::CONTEXT,
             copies: None,
         }
@@ -174,6 +198,50 @@ impl<'a> Loader<'a> {
         let experts = Arc::new(weights()?);
         self.gpu_experts.insert(key, Arc::clone(&experts));
         Ok(experts)
+    }
+
+    /// Adds a layer's experts, which stay in main memory, to those that are streamed to a GPU.
+    pub(crate) fn stream_on(
+        &mut self,
+        gpu: &Gpu,
+        weights: StreamedWeights,
+        experts: &MoeWeights<'_>,
+    ) -> Result<StreamedLayer, CudaError> {
+        let known = self.streams.iter().position(|s| s.gpu == gpu.index());
+        let at = known.unwrap_or_else(|| {
+            self.streams.push(OpenStream {
+                gpu: gpu.index(),
+                layers: ExpertStreamBuilder::new(gpu),
+                stream: Arc::default(),
+            });
+            self.streams.len() - 1
+        });
+        let open = &mut self.streams[at];
+        Ok(StreamedLayer {
+            layer: open.layers.push(weights, experts)?,
+            stream: Arc::clone(&open.stream),
+        })
+    }
+
+    /// Makes what was loaded ready: experts that are streamed to GPUs can be, now that all layers are known.
+    /// Whoever loads a model calls this at the end.
+    ///
+    /// # Errors
+    /// What a GPU refuses.
+    pub fn start_streams(&mut self, uploads: Uploads) -> Result<(), CudaError> {
+        for open in self.streams.drain(..) {
+            let stream = open.layers.start(uploads)?;
+            if let Some(error) = stream.refusal() {
+                tracing::warn!(
+                    gpu = open.gpu,
+                    %error,
+                    "the GPU cannot read the model's pages: experts go through pinned memory, which is slower"
+                );
+            }
+            // Each is started once.
+            let _ = open.stream.set(stream);
+        }
+        Ok(())
     }
 
     /// The weights.

@@ -104,6 +104,89 @@ pub trait Observer {
     fn observe(&mut self, path: &str, what: &str, values: &[f32], cols: usize);
 }
 
+/// How prompts go through experts that live in main memory, where the rules have a GPU compute prompts.
+///
+/// A chunk's time is the longer of two: the GPU's experts come over the bus while the CPU computes the
+/// rest. Seconds are those of all experts of one layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Streaming {
+    /// Rows from which on a prompt's chunk has its experts streamed; with fewer the CPU is as fast.
+    pub from: usize,
+    /// Part of each layer's experts that the GPU takes; if not set, as much as makes both end together.
+    pub share: Option<f64>,
+    /// Seconds to upload them.
+    pub upload: f64,
+    /// Seconds on the CPU with one row, two, four and so on.
+    pub cpu: [f64; 14],
+    /// Seconds on the GPU for each row.
+    pub gpu_row: f64,
+    /// Seconds for each row to get to the CPU and back.
+    pub handover_row: f64,
+}
+
+impl Streaming {
+    /// Steps of the share: what differs from one measurement to the next is less.
+    const STEPS: f64 = 32.0;
+
+    /// Seconds before and after the CPU's part in which it waits: the attention of the layer, copies, starts of kernels.
+    /// Measured on an H100 with 512 rows and PCIe 5, together with [`Self::handover_row`]: 1.6 ms.
+    const HANDOVER: f64 = 1.2e-3;
+
+    /// Everything on the GPU.
+    pub const WHOLE: Self = Self {
+        from: 0,
+        share: Some(1.0),
+        upload: 0.0,
+        cpu: [0.0; 14],
+        gpu_row: 0.0,
+        handover_row: 0.0,
+    };
+
+    /// Seconds on the CPU alone.
+    pub fn on_cpu(&self, rows: usize) -> f64 {
+        let position = (rows.max(1) as f64).log2();
+        let at = (position as usize).min(self.cpu.len() - 2);
+        let [low, high] = [self.cpu[at], self.cpu[at + 1]];
+        // Between two prices, and beyond the last, on a line.
+        low + (high - low) * (rows as f64 / f64::from(1 << at) - 1.0)
+    }
+
+    /// Part of the experts that the GPU takes for so many rows.
+    pub fn share(&self, rows: usize) -> f64 {
+        if let Some(share) = self.share {
+            return share.clamp(0.0, 1.0);
+        }
+        // Where the GPU's own work takes longer than the uploads, the CPU could not catch up.
+        if rows as f64 * self.gpu_row >= self.upload {
+            return 1.0;
+        }
+        // The CPU's part and what it waits for take as long as the GPU's uploads.
+        let cpu = self.on_cpu(rows);
+        let even = (cpu + self.handover(rows)) / (cpu + self.upload);
+        ((even * Self::STEPS).round() / Self::STEPS).clamp(0.0, 1.0)
+    }
+
+    fn handover(&self, rows: usize) -> f64 {
+        Self::HANDOVER + rows as f64 * self.handover_row
+    }
+
+    /// Seconds of a layer's experts for so many rows, with both devices.
+    pub fn on_both(&self, rows: usize) -> f64 {
+        let share = self.share(rows);
+        let cpu = match share < 1.0 {
+            true => (1.0 - share) * self.on_cpu(rows) + self.handover(rows),
+            false => 0.0,
+        };
+        (share * self.upload).max(cpu)
+    }
+
+    /// How many of a layer's experts the GPU takes for so many rows: the first ones, one at least.
+    pub fn experts(&self, rows: usize, experts: usize) -> usize {
+        let share = self.share(rows) * experts as f64;
+        (share.round() as usize).clamp(1, experts.max(1))
+    }
+}
+
 /// All that a forward call works with.
 pub struct Forward<'a> {
     /// Which operators run where a module has one for each phase, and on which of its devices.
@@ -125,6 +208,8 @@ pub struct Forward<'a> {
     pub pool: &'a ThreadPool,
     /// Memory that the routed experts on the host work in.
     pub moe: &'a mut MoeScratch,
+    /// When and how far experts that live in main memory are streamed to a GPU.
+    pub streaming: Streaming,
     /// The adapters of the rows that the operator is given.
     pub adapters: RowAdapters,
     /// Number of the step, as GPUs know it.
@@ -447,6 +532,12 @@ pub trait Experts: KModule {
         weights: Act,
         out: Act,
     ) -> Result<(), OpError>;
+
+    /// Where a call with so many rows takes its input and gives its result.
+    fn place(&self, cx: &Forward<'_>, rows: usize) -> Device {
+        let _ = rows;
+        self.device(cx.phase)
+    }
 
     /// Where the result lands before the block that asked for it takes it: `out` of a submit may
     /// be there or where the experts are.

@@ -168,6 +168,9 @@ fn of_model(args: &PlanArgs) -> Result<(), CliError> {
             tell_memory(&planned, &weights);
         }
     }
+    if let Some(line) = notes::streaming(&planned) {
+        notes::note(line);
+    }
     for loaded in adapters {
         let line = chat::adapters::describe(loaded);
         notes::note(format_args!("adapter {line}, scale {}", loaded.scale()));

@@ -37,7 +37,7 @@ fn rules(experts: &str) -> Rules {
 }
 
 /// The GPU's turn, if there is one; one test at a time, since they share its memory.
-fn turn() -> Option<MutexGuard<'static, ()>> {
+pub(crate) fn turn() -> Option<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
     match Gpu::open(0) {
         Ok(_) => Some(TURN.lock().unwrap_or_else(PoisonError::into_inner)),

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use ktx_kernels::cuda;
 use ktx_kernels::cuda::Gpu;
 use ktx_kernels::kv::KvType;
+use ktx_kernels::linear::cuda::measured_flops;
 use ktx_models::ModelDescription;
 use ktx_ops::WeightStore;
 
@@ -51,10 +52,7 @@ impl AutoPlacement {
             (None, MemoryCheck::Refuse) => available_host_memory().unwrap_or(u64::MAX),
         };
         let threads = NonZeroUsize::new(settings.threads).unwrap_or(NonZeroUsize::MIN);
-        let machine = self.machine.clone().unwrap_or_else(|| Machine {
-            cpu: measure::cpu_speed(threads),
-            gpu: gpu_speed(),
-        });
+        let machine = self.machine.clone().unwrap_or_else(|| machine(threads));
         let request = Request {
             budget: Budget {
                 gpus: self.gpu_memory.clone(),
@@ -73,16 +71,37 @@ impl AutoPlacement {
     }
 }
 
-/// The first GPU's speed, from what the driver says of its memory; without one, a typical one's.
+/// This machine's speed.
+pub(super) fn machine(threads: NonZeroUsize) -> Machine {
+    Machine {
+        cpu: measure::cpu_speed(threads),
+        gpu: gpu_speed(),
+    }
+}
+
+/// Rounded so that what is chosen does not change from one start to the next.
+fn two_digits(rate: f64) -> f64 {
+    let unit = 10f64.powf(rate.log10().floor() - 1.0);
+    (rate / unit).round() * unit
+}
+
+/// The first GPU's speed, from what the driver says of its memory and from what some products and uploads
+/// take; without one, a typical one's.
 fn gpu_speed() -> GpuSpeed {
     /// Part of the nominal bandwidth that kernels reach.
     const REACHED: f64 = 0.8;
-    let nominal = cuda::device(0).map_or(0, |gpu| gpu.nominal_bandwidth);
-    match nominal {
-        0 => GpuSpeed::TYPICAL,
-        nominal => GpuSpeed {
-            bandwidth: nominal as f64 * REACHED,
-            ..GpuSpeed::TYPICAL
+    let typical = GpuSpeed::TYPICAL;
+    let Ok(gpu) = Gpu::open(0) else {
+        return typical;
+    };
+    let _turn = cuda::turn();
+    GpuSpeed {
+        bandwidth: match gpu.info().nominal_bandwidth {
+            0 => typical.bandwidth,
+            nominal => nominal as f64 * REACHED,
         },
+        flops: measured_flops(&gpu).map_or(typical.flops, two_digits),
+        link: gpu.measured_uploads().map_or(typical.link, two_digits),
+        ..typical
     }
 }

@@ -11,10 +11,12 @@ use ktx_kernels::cuda::Gpu;
 use ktx_kernels::device::{Device, DeviceKind};
 use ktx_kernels::kv::{KvType, PAGE_TOKENS};
 use ktx_kernels::linear::Precision;
+use ktx_kernels::moe::stream::Uploads;
 use ktx_kernels::pool::ThreadPool;
 use ktx_models::{ModelDescription, describe_with};
-use ktx_ops::{LoadProgress, try_registry};
+use ktx_ops::{LoadProgress, Role, Streaming, try_registry};
 
+use super::auto::machine;
 use super::settings::{HostWeights, MemoryCheck, Settings, deferrable, positive};
 use super::{AdapterSet, AutoPlacement, Engine, Inner, LoadedAdapter, Runtime, runtime};
 use crate::chat::ChatTemplate;
@@ -25,7 +27,7 @@ use crate::memory::{
     working,
 };
 use crate::model_files::ModelFiles;
-use crate::placement::Placement;
+use crate::placement::{Placement, streaming};
 use crate::plan::{
     CheckMode, CheckReport, Plan, check, named_devices, plan_model, require_devices,
 };
@@ -101,6 +103,9 @@ pub struct EngineBuilder {
     kv_type: Option<KvType>,
     deferred_experts: usize,
     host_weights: HostWeights,
+    stream_from: Option<usize>,
+    stream_share: Option<f64>,
+    uploads: Uploads,
     memory: MemoryCheck,
     adapters: Vec<(PathBuf, f32)>,
 }
@@ -215,6 +220,26 @@ impl EngineBuilder {
         self
     }
 
+    /// Rows from which on a prompt's chunk has its experts streamed to a GPU, where the plan puts prompts
+    /// there and the experts in main memory; if not set, as the machine's speed makes it worth.
+    pub fn stream_from(mut self, rows: usize) -> Self {
+        self.stream_from = Some(rows);
+        self
+    }
+
+    /// Part of each layer's experts that the GPU takes of a streamed chunk, 0 to 1, while the CPU computes
+    /// the rest; if not set, as the machine's speed makes both end together.
+    pub fn stream_share(mut self, share: f64) -> Self {
+        self.stream_share = Some(share);
+        self
+    }
+
+    /// How streamed experts come out of main memory.
+    pub fn uploads(mut self, uploads: Uploads) -> Self {
+        self.uploads = uploads;
+        self
+    }
+
     /// What happens if the model does not fit.
     pub fn memory_check(mut self, check: MemoryCheck) -> Self {
         self.memory = check;
@@ -264,6 +289,8 @@ impl EngineBuilder {
             }),
             deferred_experts: deferrable(self.deferred_experts, &description.tree)?,
             host_weights: self.host_weights,
+            streaming: None,
+            uploads: self.uploads,
         };
         let mut placement = None;
         let (rules, rules_name) = match &self.rules {
@@ -292,6 +319,22 @@ impl EngineBuilder {
             settings.threads = threads.map_or(settings.threads, |n| n.max(1));
             settings.sessions = sessions.unwrap_or(GPU_SESSIONS);
             settings.chunk_size = self.chunk_size.unwrap_or(GPU_CHUNK);
+        }
+        let streamed = streamed_modules(&plan, registry)?;
+        if !streamed.is_empty() {
+            let threads = NonZeroUsize::new(settings.threads).unwrap_or(NonZeroUsize::MIN);
+            let machine = match &placement {
+                Some(placement) => placement.request.machine.clone(),
+                None => machine(threads),
+            };
+            let priced = streaming(&description.tree, &weights, &machine, |path| {
+                streamed.contains(path)
+            })?;
+            settings.streaming = priced.map(|priced| Streaming {
+                from: self.stream_from.unwrap_or(priced.from),
+                share: self.stream_share,
+                ..priced
+            });
         }
         let report = check(
             &plan,
@@ -323,6 +366,21 @@ impl EngineBuilder {
     pub fn load(self) -> Result<Engine, EngineError> {
         self.plan()?.load(&mut |_| true)
     }
+}
+
+/// Routed experts that live in main memory while a GPU computes prompts with them.
+fn streamed_modules(
+    plan: &Plan,
+    registry: &ktx_ops::Registry,
+) -> Result<HashSet<String>, EngineError> {
+    let mut all = HashSet::new();
+    for entry in plan.entries().iter().filter(|e| e.role == Role::Experts) {
+        let placement = plan.placement(entry, registry)?;
+        if placement.generate.is_cpu() && placement.prefill.kind() == DeviceKind::Cuda {
+            all.insert(entry.path.clone());
+        }
+    }
+    Ok(all)
 }
 
 /// The devices that modules can be put on.
@@ -520,6 +578,10 @@ impl PlannedModel {
         }
         for (device, bytes) in working::made(&self.description.tree, &self.plan, &self.weights)? {
             estimate.devices.entry(device).or_default().weights += bytes;
+        }
+        for (device, bytes) in working::streams(&self.description.tree, &self.plan, &self.weights)?
+        {
+            estimate.devices.entry(device).or_default().scratch += bytes;
         }
         let host = estimate.devices.entry(Device::CPU).or_default();
         let adapters = self.adapters.all().iter();

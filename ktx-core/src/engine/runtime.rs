@@ -16,7 +16,7 @@ use ktx_ops::module::KvLayout;
 use ktx_ops::recording::Recorder;
 use ktx_ops::{
     Batch, Capacity, Children, Forward, KModule, Layerwise, Linear, LoadProgress, LoadScope,
-    Loader, Model, Observer, OpError, Operator, Phase, load_all,
+    Loader, Model, Observer, OpError, Operator, Phase, Streaming, load_all,
 };
 
 use super::steps::{RecordedStep, StepPlan, Steps};
@@ -159,6 +159,7 @@ pub(crate) fn pages_for(tokens: usize) -> usize {
 pub(crate) struct Runtime {
     parts: Parts,
     precision: Precision,
+    streaming: Streaming,
     workspace: Workspace,
     kv: Vec<LayerKv>,
     free_pages: Vec<PageId>,
@@ -191,6 +192,9 @@ impl Runtime {
         load_all(model, scope, &mut loader)?;
         // The head is no layer of a prompt that is read layer by layer: it stays.
         load_all(head, LoadScope::All, &mut loader)?;
+        loader
+            .start_streams(settings.uploads)
+            .map_err(|e| OpError::Workspace(e.into()))?;
         let pages = pages_for(settings.context) * settings.sessions;
         let kv = parts
             .layouts
@@ -204,6 +208,7 @@ impl Runtime {
         };
         Ok(Self {
             precision: settings.precision,
+            streaming: settings.streaming.unwrap_or(Streaming::WHOLE),
             workspace: Workspace::with_gpus(&parts.devices, parts.workspace_values(), steps)
                 .map_err(OpError::from)?,
             steps: Steps::new(steps, &parts.devices),
@@ -619,6 +624,7 @@ impl Runtime {
             pool: &self.pool,
             moe: &mut self.moe,
             adapters: RowAdapters::of_batch(batch),
+            streaming: self.streaming,
             step: self.steps.number(),
             deferred_experts: self.parts.capacity.deferred_experts,
             deferral: None,

@@ -2,6 +2,8 @@
 
 use ktx_kernels::kv::KvType;
 use ktx_kernels::linear::Precision;
+use ktx_kernels::moe::stream::Uploads;
+use ktx_ops::Streaming;
 use ktx_ops::spec::Spec;
 use ktx_ops::tree::Module;
 
@@ -49,6 +51,11 @@ pub struct Settings {
     pub deferred_experts: usize,
     /// Where weights lie that the CPU multiplies with.
     pub host_weights: HostWeights,
+    /// When and how far a prompt's experts are streamed to a GPU; none where the plan puts no experts in main
+    /// memory and their prompts on a GPU.
+    pub streaming: Option<Streaming>,
+    /// How streamed experts come out of main memory.
+    pub uploads: Uploads,
 }
 
 /// A setting from 1 to what any model could use.

@@ -7,7 +7,7 @@ use std::fmt;
 
 use ktx_kernels::device::Device;
 use ktx_ops::sizes::sizes_of;
-use ktx_ops::{Module, OpError, WeightStore, registry};
+use ktx_ops::{Module, OpError, Placement, WeightStore, registry};
 
 use crate::inject::is_whole;
 use crate::plan::Plan;
@@ -98,14 +98,17 @@ pub fn module_weights(
 
 /// Where a module is when tokens are generated.
 fn generate_device(plan: &Plan, module: &Module) -> Result<Device, OpError> {
-    match plan.placement_at(&module.path, registry()) {
-        Ok(placement) => Ok(placement.generate),
-        Err(e) => Err(OpError::Unfit {
+    placement(plan, module).map(|placement| placement.generate)
+}
+
+/// Where a module is in each phase.
+fn placement(plan: &Plan, module: &Module) -> Result<Placement, OpError> {
+    plan.placement_at(&module.path, registry())
+        .map_err(|e| OpError::Unfit {
             path: module.path.clone(),
             message: e.to_string(),
             location: None,
-        }),
-    }
+        })
 }
 
 fn collect(

@@ -4,14 +4,16 @@
 use std::collections::BTreeMap;
 
 use ktx_gguf::{Array, Gguf, Value};
-use ktx_kernels::device::Device;
+use ktx_kernels::cuda;
+use ktx_kernels::device::{Device, DeviceKind};
 use ktx_kernels::linear::Precision;
+use ktx_kernels::moe::stream;
 use ktx_models::ModelDescription;
 use ktx_ops::sizes::{made_of, sizes_of};
 use ktx_ops::spec::Spec;
 use ktx_ops::{Module, OpError, Role, WeightStore};
 
-use super::{PROCESS_BYTES, generate_device};
+use super::{PROCESS_BYTES, generate_device, placement};
 use crate::engine::Settings;
 use crate::inject::is_whole;
 use crate::plan::Plan;
@@ -45,6 +47,33 @@ pub(crate) fn made(
         }
     }
     Ok(all)
+}
+
+/// What each GPU takes of its memory to stream experts that live in main memory.
+pub(crate) fn streams(
+    tree: &Module,
+    plan: &Plan,
+    store: &dyn WeightStore,
+) -> Result<BTreeMap<Device, u64>, OpError> {
+    let mut layers: BTreeMap<Device, u64> = BTreeMap::new();
+    for module in tree.walk() {
+        if !matches!(module.spec, Spec::Experts(_)) || !is_whole(module, plan.entry(&module.path)) {
+            continue;
+        }
+        let placement = placement(plan, module)?;
+        if placement.generate.is_cpu() && placement.prefill.kind() == DeviceKind::Cuda {
+            let tensors = sizes_of(module, true, store)?;
+            let bytes: u64 = tensors.iter().map(|t| t.bytes).sum();
+            let most = layers.entry(placement.prefill).or_default();
+            *most = bytes.max(*most);
+        }
+    }
+    let memory =
+        |device: Device| cuda::device(device.index()).map_or(u64::MAX, |gpu| gpu.memory as u64);
+    let all = layers.into_iter();
+    Ok(all
+        .map(|(device, bytes)| (device, stream::memory_for(memory(device), bytes)))
+        .collect())
 }
 
 /// Activations as products take them, the threads' own memory, and tables of rotations.

@@ -168,7 +168,7 @@ impl Conditions<'_> {
         self.workload.prompt as f64 + self.workload.generate as f64 / 2.0
     }
 
-    fn on_cpu(&self, part: &Part, tokens: f64, context: f64) -> f64 {
+    pub(super) fn on_cpu(&self, part: &Part, tokens: f64, context: f64) -> f64 {
         let cpu = &self.machine.cpu;
         let matrix = |m: &Matrix| {
             let rate = cpu.rate(m.ty);
@@ -185,7 +185,7 @@ impl Conditions<'_> {
         part.matrices.iter().map(matrix).sum::<f64>() + cache + part.steps as f64 * cpu.region
     }
 
-    fn on_gpu(&self, part: &Part, tokens: f64, context: f64) -> f64 {
+    pub(super) fn on_gpu(&self, part: &Part, tokens: f64, context: f64) -> f64 {
         let gpu = &self.machine.gpu;
         let matrix = |m: &Matrix| {
             let work = Work::of(part.usage, m, tokens);

@@ -32,6 +32,7 @@ mod pattern;
 mod report;
 mod size;
 mod solve;
+mod streaming;
 pub mod units;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ use ktx_ops::{OpError, WeightStore};
 pub use cost::{Seconds, Workload};
 pub use machine::{CpuSpeed, GpuSpeed, Machine, TypeRate};
 pub use size::{ByteSize, ParseSizeError};
+pub(crate) use streaming::streaming;
 
 use crate::memory::{Bytes, DeviceMemory, PROCESS_BYTES};
 use cost::Conditions;

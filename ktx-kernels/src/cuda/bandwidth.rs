@@ -1,9 +1,9 @@
-//! How fast a GPU's memory is.
+//! How fast a GPU's memory is, and the bus to it.
 
 use super::error::CudaError;
 use super::gpu::Gpu;
 use super::graph::Event;
-use super::memory::{DeviceBuffer, copy_async};
+use super::memory::{DeviceBuffer, PinnedBuffer, copy_async};
 
 impl Gpu {
     /// Bytes a second that its memory reads and writes, measured by copies within it.
@@ -24,6 +24,26 @@ impl Gpu {
             let end = Event::record(self)?;
             let seconds = f64::from(end.milliseconds_since(&start)?) / 1e3;
             best = best.max(2.0 * bytes as f64 / seconds);
+        }
+        Ok(best)
+    }
+
+    /// Bytes a second that it reads of pinned main memory.
+    ///
+    /// # Errors
+    /// As [`measured_bandwidth`](Self::measured_bandwidth), and if the system refuses pinned memory.
+    pub fn measured_uploads(&self) -> Result<f64, CudaError> {
+        const ROUNDS: usize = 4;
+        const BYTES: usize = 32 << 20;
+        let from = PinnedBuffer::new(self, BYTES)?;
+        let to = DeviceBuffer::new(self, BYTES)?;
+        let mut best = 0.0f64;
+        for _ in 0..ROUNDS {
+            let start = Event::record(self)?;
+            // SAFETY: as above.
+            unsafe { copy_async(self, to.address(), from.address(), BYTES) }?;
+            let seconds = f64::from(Event::record(self)?.milliseconds_since(&start)?) / 1e3;
+            best = best.max(BYTES as f64 / seconds);
         }
         Ok(best)
     }

@@ -1,6 +1,7 @@
 //! Memory of a GPU, and main memory that a GPU reads and writes.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use bytemuck::{AnyBitPattern, NoUninit, Pod};
 use cudarc::driver::sys::{self, CUresult};
@@ -189,6 +190,68 @@ impl Drop for DeviceBuffer {
 impl std::fmt::Debug for DeviceBuffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "DeviceBuffer({:?}, {} bytes)", self.gpu, self.bytes)
+    }
+}
+
+/// Part of a GPU's memory, which other parts may overlap.
+#[derive(Debug, Clone)]
+pub struct DeviceSlice {
+    buffer: Arc<DeviceBuffer>,
+    offset: usize,
+    bytes: usize,
+}
+
+impl DeviceSlice {
+    /// `bytes` bytes from `offset` on.
+    ///
+    /// # Panics
+    /// If they reach beyond the end.
+    pub fn of(buffer: &Arc<DeviceBuffer>, offset: usize, bytes: usize) -> Self {
+        let end = offset.checked_add(bytes);
+        assert!(
+            end.is_some_and(|end| end <= buffer.bytes()),
+            "a slice beyond the buffer's end"
+        );
+        Self {
+            buffer: Arc::clone(buffer),
+            offset,
+            bytes,
+        }
+    }
+
+    /// The part of it from `offset` on.
+    ///
+    /// # Panics
+    /// If it ends before.
+    pub fn starting_at(&self, offset: usize) -> Self {
+        assert!(offset <= self.bytes, "a slice beyond the slice's end");
+        Self {
+            buffer: Arc::clone(&self.buffer),
+            offset: self.offset + offset,
+            bytes: self.bytes - offset,
+        }
+    }
+
+    /// Where it is on the GPU.
+    pub fn address(&self) -> u64 {
+        self.buffer.address() + self.offset as u64
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The GPU that it is on.
+    pub fn gpu(&self) -> &Gpu {
+        self.buffer.gpu()
+    }
+}
+
+impl From<DeviceBuffer> for DeviceSlice {
+    fn from(buffer: DeviceBuffer) -> Self {
+        let bytes = buffer.bytes();
+        Self::of(&Arc::new(buffer), 0, bytes)
     }
 }
 

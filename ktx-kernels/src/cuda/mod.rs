@@ -5,7 +5,8 @@
 //! each generation of GPUs by `cargo run -p xtask -- kernels`; the results are part of this crate, so
 //! that neither building nor running needs CUDA's toolkit.
 //!
-//! One GPU has one stream: what is started on it runs in that order.
+//! One GPU has one stream for kernels: what is started on it runs in that order. Uploads can go beside it
+//! ([`UploadStream`]).
 
 mod artifacts;
 mod bandwidth;
@@ -16,14 +17,16 @@ mod handover;
 mod memory;
 mod probe;
 mod step;
+mod upload;
 
 pub use error::CudaError;
 pub use gpu::{Arg, Function, Gpu, Launch, turn};
 pub use graph::{Event, Graph};
 pub use handover::{Handover, copy_by_kernel};
-pub use memory::{DeviceBuffer, PinnedBuffer, copy_async};
+pub use memory::{DeviceBuffer, DeviceSlice, PinnedBuffer, copy_async};
 pub use probe::{Driver, GpuInfo, device, driver};
 pub use step::{StepInputs, StepValues, StepView};
+pub use upload::{Moment, ReadableMemory, UploadStream, address_range};
 
 /// A matrix of f32 on a GPU: an address and a shape. Whoever makes one answers for the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 use super::{ExpertStack, MoeWeights};
 use crate::activation::GatedActivation;
 use crate::activation::cuda::gated;
-use crate::cuda::{Arg, CudaError, DeviceBuffer, DeviceMatrix, Gpu, Launch};
+use crate::cuda::{Arg, CudaError, DeviceBuffer, DeviceMatrix, DeviceSlice, Gpu, Launch};
 use crate::linear::Precision;
 use crate::linear::cuda::gemm::{Halves, LARGE_TILE_TOKENS, SMALL_TILE_TOKENS, TileProduct};
 use crate::linear::cuda::gemv::quantized_bytes;
@@ -33,9 +33,13 @@ pub struct GpuExperts {
     up: DeviceRows,
     down: DeviceRows,
     /// Of gate, up and down.
-    biases: Option<[DeviceBuffer; 3]>,
+    biases: Option<[DeviceSlice; 3]>,
     activation: GatedActivation,
+    /// The number of the first expert that is here, and how many there are. Choices of others add nothing.
+    first: usize,
     experts: usize,
+    /// Experts of the layer, those that are elsewhere too.
+    layer_experts: usize,
 }
 
 /// Which experts work on which tokens.
@@ -75,6 +79,8 @@ struct Call {
     limit: f32,
     activation: u32,
     top_k: u32,
+    first: u32,
+    experts: u32,
 }
 
 /// Where the intermediate results of a chunk lie, in floats from the start of the scratch.
@@ -97,6 +103,8 @@ struct Chunk {
     routing: GpuRouting,
     residual: Option<DeviceMatrix>,
     out: DeviceMatrix,
+    /// How many of the experts take part.
+    experts: usize,
 }
 
 impl Chunk {
@@ -116,28 +124,63 @@ impl GpuExperts {
     /// # Errors
     /// [`CudaError::OutOfMemory`], or what the driver reports.
     pub fn upload(gpu: &Gpu, experts: &MoeWeights<'_>) -> Result<Self, CudaError> {
-        let biases = match &experts.biases {
-            Some(b) => Some([
-                DeviceBuffer::upload(gpu, b.gate)?,
-                DeviceBuffer::upload(gpu, b.up)?,
-                DeviceBuffer::upload(gpu, b.down)?,
-            ]),
-            None => None,
-        };
         Ok(Self {
             gate: upload_stack(gpu, &experts.gate)?,
             up: upload_stack(gpu, &experts.up)?,
             down: upload_stack(gpu, &experts.down)?,
-            biases,
+            biases: upload_biases(gpu, experts)?,
             activation: experts.activation,
+            first: 0,
             experts: experts.experts(),
+            layer_experts: experts.experts(),
         })
+    }
+
+    /// Experts `first` and up of a layer, as many as there are rows for in gate, up and down; `biases` are
+    /// those of all experts of the layer.
+    ///
+    /// # Panics
+    /// If the shapes do not fit each other.
+    pub(super) fn some(
+        [gate, up, down]: [DeviceRows; 3],
+        biases: Option<[DeviceSlice; 3]>,
+        activation: GatedActivation,
+        first: usize,
+        layer_experts: usize,
+    ) -> Self {
+        let (hidden, intermediate) = (gate.cols, down.cols);
+        let experts = gate.rows / intermediate;
+        assert_eq!((up.rows, up.cols), (gate.rows, hidden), "experts: up");
+        assert_eq!(down.rows, experts * hidden, "experts: down");
+        let biases = biases.map(|[gate, up, down]| {
+            let float = size_of::<f32>();
+            [
+                gate.starting_at(first * intermediate * float),
+                up.starting_at(first * intermediate * float),
+                down.starting_at(first * hidden * float),
+            ]
+        });
+        Self {
+            gate,
+            up,
+            down,
+            biases,
+            activation,
+            first,
+            experts,
+            layer_experts,
+        }
+    }
+
+    /// The rows of gate, up and down.
+    pub(super) fn rows(&self) -> [&DeviceRows; 3] {
+        [&self.gate, &self.up, &self.down]
     }
 
     /// Bytes that they take.
     pub fn bytes(&self) -> usize {
         let rows = [&self.gate, &self.up, &self.down].map(|rows| rows.buffer.bytes());
-        let biases = self.biases.iter().flatten().map(DeviceBuffer::bytes);
+        let biases = self.biases.iter().flatten().map(DeviceSlice::bytes);
         rows.into_iter().chain(biases).sum()
     }
 
@@ -187,7 +230,26 @@ impl GpuExperts {
         precision: Precision,
         scratch: DeviceMatrix,
     ) -> Result<(), CudaError> {
+        self.forward_some(self.experts, x, routing, residual, out, precision, scratch)
+    }
+
+    /// The same with the first `experts` experts of those that are here alone.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "`forward` and how many experts take part"
+    )]
+    pub(super) fn forward_some(
+        &self,
+        experts: usize,
+        x: DeviceMatrix,
+        routing: GpuRouting,
+        residual: Option<DeviceMatrix>,
+        out: DeviceMatrix,
+        precision: Precision,
+        scratch: DeviceMatrix,
+    ) -> Result<(), CudaError> {
         self.check(x, &routing, residual, out);
+        assert!(experts <= self.experts, "experts that are not here");
         let top_k = routing.ids.cols();
         assert!(
             scratch.len() >= self.scratch_floats(x.rows(), top_k),
@@ -197,6 +259,7 @@ impl GpuExperts {
             // Nothing was chosen: a sum of nothing is no case of any router.
             return Ok(());
         }
+        let is_whole = experts == self.layer_experts;
         for first in (0..x.rows()).step_by(CHUNK_TOKENS) {
             let count = CHUNK_TOKENS.min(x.rows() - first);
             let part = |m: DeviceMatrix| m.row_range(first, count);
@@ -208,10 +271,13 @@ impl GpuExperts {
                 },
                 residual: residual.map(part),
                 out: part(out),
+                experts,
             };
             match precision {
                 Precision::F32 => self.each_token(chunk, scratch, true)?,
-                Precision::Int8 if count <= MAX_FEW_TOKENS && self.fits_shared(top_k) => {
+                Precision::Int8
+                    if count <= MAX_FEW_TOKENS && is_whole && self.fits_shared(top_k) =>
+                {
                     self.each_token(chunk, scratch, false)?;
                 }
                 Precision::Int8 => self.grouped(chunk, scratch)?,
@@ -326,6 +392,8 @@ impl GpuExperts {
             limit,
             activation,
             top_k: top_k as u32,
+            first: self.first as u32,
+            experts: chunk.experts as u32,
         };
         let start = |name: &str, grid: [usize; 2], warps: usize, shared: usize, columns: usize| {
             let launch = Launch::grid([grid[0], grid[1], 1], 32 * warps as u32);
@@ -380,11 +448,11 @@ impl GpuExperts {
         let (slots, top_k) = (chunk.slots(), chunk.routing.ids.cols());
         let places = self.places(chunk.x.rows(), top_k);
         let at = |floats: usize| scratch.address() + (floats * size_of::<f32>()) as u64;
-        let tile_tokens = match slots / self.experts.max(1) >= MANY_TOKENS {
+        let tile_tokens = match slots / self.layer_experts.max(1) >= MANY_TOKENS {
             true => LARGE_TILE_TOKENS,
             false => SMALL_TILE_TOKENS,
         };
-        let tiles = max_tiles(self.experts, slots, tile_tokens);
+        let tiles = max_tiles(chunk.experts, slots, tile_tokens);
         self.sort(&chunk, &places, at(0), tile_tokens, tiles)?;
 
         let x = Halves::convert(gpu, chunk.x, at(places.x))?;
@@ -449,14 +517,15 @@ impl GpuExperts {
             chunk.routing.ids.arg(),
             Arg::U32(chunk.slots() as u32),
             Arg::U32(chunk.routing.ids.cols() as u32),
+            Arg::U32(self.first as u32),
         ];
-        let launch = Launch::linear(self.experts, 256);
+        let launch = Launch::linear(chunk.experts, 256);
         // SAFETY: the kernel's arguments; the places have room for the chunk's choices.
         unsafe { gpu.launch(gpu.function(MODULE, "ktx_moe_sort")?, launch, &args) }?;
         let args = [
             at(places.tiles),
             at(places.starts),
-            Arg::U32(self.experts as u32),
+            Arg::U32(chunk.experts as u32),
             Arg::U32(tile_tokens as u32),
             Arg::U32(tiles as u32),
         ];
@@ -478,15 +547,30 @@ impl GpuExperts {
             chunk.out.arg(),
             Arg::Ptr(y),
             chunk.routing.weights.arg(),
+            chunk.routing.ids.arg(),
             Arg::Ptr(positions),
             Arg::Ptr(chunk.residual.map_or(0, DeviceMatrix::address)),
             Arg::U32(hidden as u32),
             Arg::U32(chunk.routing.ids.cols() as u32),
+            Arg::U32(self.first as u32),
+            Arg::U32(chunk.experts as u32),
         ];
         let launch = Launch::grid([hidden.div_ceil(1024), chunk.x.rows(), 1], 256);
         // SAFETY: the kernel's arguments; `check` proved the shapes, and the scratch holds the rest.
         unsafe { gpu.launch(gpu.function(MODULE, "ktx_moe_combine")?, launch, &args) }
     }
+}
+
+/// The biases of gate, up and down, where there are any.
+pub(super) fn upload_biases(
+    gpu: &Gpu,
+    experts: &MoeWeights<'_>,
+) -> Result<Option<[DeviceSlice; 3]>, CudaError> {
+    let Some(b) = &experts.biases else {
+        return Ok(None);
+    };
+    let copy = |values: &[f32]| DeviceBuffer::upload(gpu, values).map(DeviceSlice::from);
+    Ok(Some([copy(b.gate)?, copy(b.up)?, copy(b.down)?]))
 }
 
 /// One projection of all experts. A tensor per expert becomes F16 where their types differ.

@@ -1,6 +1,10 @@
 use super::cases::{self, Case};
+use ktx_gguf::GgmlType::{self, IQ4_XS, MXFP4, Q4_K, Q6_K, Q8_0};
+use ktx_gguf::Tensor;
+
 use super::cuda::{GpuExperts, GpuRouting};
 use super::reference;
+use super::stream::{ExpertStream, ExpertStreamBuilder, StreamedWeights, Uploads};
 use super::tests::Layer;
 use crate::activation::GatedActivation;
 use crate::cuda::Gpu;
@@ -52,11 +56,7 @@ fn gpu_experts_agree_with_the_reference() {
     let mut cases = cases::all();
     // Groups of more than a tile of each size, and experts without a token.
     cases.push(Case {
-        types: [
-            ktx_gguf::GgmlType::Q4_K,
-            ktx_gguf::GgmlType::Q4_K,
-            ktx_gguf::GgmlType::Q6_K,
-        ],
+        types: [Q4_K, Q4_K, Q6_K],
         experts: 40,
         hidden: 256,
         intermediate: 256,
@@ -75,5 +75,130 @@ fn gpu_experts_agree_with_the_reference() {
         let grouped = case.tokens > super::cuda::MAX_FEW_TOKENS;
         let bound = if grouped { 3e-6 } else { 3e-4 };
         assert_close(&int8, &expected, bound, &format!("{case:?} int8"));
+    }
+}
+
+/// A layer's weights, one tensor for all experts or one for each.
+fn streamed(layer: &Layer, is_merged: bool) -> StreamedWeights {
+    let case = layer.case;
+    let shapes = [
+        [case.hidden, case.intermediate],
+        [case.hidden, case.intermediate],
+        [case.intermediate, case.hidden],
+    ];
+    let tensors = [0, 1, 2].map(|i: usize| {
+        let ([cols, rows], bytes) = (shapes[i], &layer.bytes[i]);
+        let tensor = |shape: &[usize], bytes: &[u8]| {
+            Tensor::from_bytes("experts", case.types[i], shape, bytes.to_vec()).unwrap()
+        };
+        match is_merged {
+            true => vec![tensor(&[cols, rows, case.experts], bytes)],
+            false => {
+                let each = bytes.chunks(bytes.len() / case.experts);
+                each.map(|bytes| tensor(&[cols, rows], bytes)).collect()
+            }
+        }
+    });
+    StreamedWeights::new(tensors, [case.experts, case.hidden, case.intermediate]).unwrap()
+}
+
+/// What the first `experts` experts of a layer of a stream give.
+fn run_streamed(
+    gpu: &Gpu,
+    stream: &ExpertStream,
+    index: usize,
+    experts: usize,
+    layer: &Layer,
+    precision: Precision,
+) -> Vec<f32> {
+    let case = layer.case;
+    let x = GpuMatrix::of(gpu, case.tokens, &layer.x);
+    let ids: Vec<f32> = layer.ids.iter().map(|id| f32::from_bits(*id)).collect();
+    let ids = GpuMatrix::of(gpu, case.tokens, &ids);
+    let weights = GpuMatrix::of(gpu, case.tokens, &layer.weights);
+    let routing = GpuRouting {
+        ids: ids.matrix,
+        weights: weights.matrix,
+    };
+    let out = GpuMatrix::poisoned(gpu, case.tokens, case.hidden);
+    let sizes = [case.experts, case.hidden, case.intermediate];
+    let floats = GpuExperts::scratch_floats_of(sizes, case.tokens, case.top_k);
+    let scratch = GpuMatrix::poisoned(gpu, 1, floats);
+    stream
+        .forward(
+            index,
+            experts,
+            x.matrix,
+            routing,
+            out.matrix,
+            precision,
+            scratch.matrix,
+        )
+        .unwrap();
+    out.values()
+}
+
+/// Layers of several types in one stream, each larger than a slot or not, in their order twice over, then
+/// in another one, and with a share of the experts.
+#[test]
+fn gpu_streamed_experts_agree_with_the_reference() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let case = |types: [GgmlType; 3], experts, tokens| Case {
+        types,
+        experts,
+        hidden: 256,
+        intermediate: 256,
+        top_k: 4,
+        tokens,
+        biases: types[0] == MXFP4,
+        activation: GatedActivation::SwiGlu,
+    };
+    let layers = [
+        case([Q4_K, Q4_K, Q6_K], 40, 300),
+        case([MXFP4; 3], 12, 90),
+        case([Q8_0, Q8_0, Q8_0], 40, 90),
+        case([IQ4_XS, Q6_K, Q4_K], 7, 30),
+    ]
+    .map(Layer::new);
+    for (uploads, slot_bytes) in [
+        (Uploads::Best, 64 << 20),
+        (Uploads::Best, 600_000),
+        (Uploads::Staged, 64 << 20),
+        (Uploads::Staged, 1),
+    ] {
+        let mut builder = ExpertStreamBuilder::new(&gpu).with_slot_bytes(slot_bytes);
+        for (index, layer) in layers.iter().enumerate() {
+            let weights = streamed(layer, index % 2 == 0);
+            assert_eq!(builder.push(weights, &layer.experts()).unwrap(), index);
+        }
+        let stream = builder.start(uploads).unwrap();
+        assert_eq!(stream.is_direct(), uploads == Uploads::Best);
+        for (index, part) in [0, 1, 2, 3, 0, 1, 2, 3, 2, 0, 3]
+            .into_iter()
+            .zip([1, 1, 1, 1, 2, 2, 2, 2, 1, 1, 3])
+        {
+            let layer = &layers[index];
+            let experts = layer.case.experts.div_ceil(part);
+            let mut routing = layer.routing();
+            let weights: Vec<f32> = layer
+                .ids
+                .iter()
+                .zip(&layer.weights)
+                .map(|(id, weight)| {
+                    if (*id as usize) < experts {
+                        *weight
+                    } else {
+                        0.0
+                    }
+                })
+                .collect();
+            routing.weights = &weights;
+            let expected = reference::forward(&layer.experts(), &layer.x, &routing);
+            for (precision, bound) in [(Precision::F32, 1e-10), (Precision::Int8, 3e-6)] {
+                let found = run_streamed(&gpu, &stream, index, experts, layer, precision);
+                let what = format!("{:?}, {slot_bytes}, {uploads:?} {precision:?}", layer.case);
+                assert_close(&found, &expected, bound, &what);
+            }
+        }
     }
 }

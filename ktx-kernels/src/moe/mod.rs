@@ -25,6 +25,8 @@ mod gpu_tests;
 #[cfg(test)]
 mod reference;
 mod scratch;
+mod staging;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 mod tiled;
@@ -70,6 +72,8 @@ pub struct Routing<'a> {
     pub weights: &'a [f32],
     /// Experts per token.
     pub top_k: usize,
+    /// Choices of experts before this one add nothing: they are computed elsewhere.
+    pub first_expert: usize,
 }
 
 /// Computes the routed experts for `x` `[tokens, hidden]` and writes (not adds) their weighted

@@ -43,6 +43,10 @@ struct Experts {
     float limit;
     u32 activation;
     u32 top_k;
+    // The number of the first expert that `gate`, `up` and `down` hold, and how many they hold: those of a layer that is
+    // computed part by part. Choices of others add nothing. Heeded by the kernels for single precision and for many tokens.
+    u32 first;
+    u32 experts;
 };
 
 __device__ __forceinline__ float activated(const Experts& p, float gate, float up) {
@@ -98,6 +102,12 @@ __device__ __forceinline__ void gate_up(const Experts& p, u32 columns) {
     wait_for_previous_kernel();
     let_next_kernel_start();
     u32 slot = blockIdx.y, expert = p.ids[slot], lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    if constexpr (exact) {
+        expert -= p.first;
+        if (expert >= p.experts) {
+            return;
+        }
+    }
     const float* x = p.x + static_cast<u64>(slot / p.top_k) * columns;
     u32 intermediate = p.gate.row_count;
     u64 first_row = static_cast<u64>(expert) * intermediate;
@@ -138,6 +148,12 @@ struct Chosen {
     const u32* ids;
     const float* weights;
     u32 count;
+    u32 first;
+    u32 experts;
+
+    // The place of a choice's expert among those that are here; none of an expert that is not.
+    __device__ __forceinline__ u32 place(u32 choice) const { return ids[choice] - first; }
+    __device__ __forceinline__ bool is_here(u32 choice) const { return place(choice) < experts; }
 };
 
 // This lane's part of an output: row `row` of every chosen expert times its part of `x`, weighted. The chosen experts'
@@ -190,7 +206,10 @@ __device__ __forceinline__ float down_floats(const Stack& down, const Chosen& ch
                                              const float* h) {
     float sum = 0;
     for (u32 choice = 0; choice < chosen.count; ++choice) {
-        u64 at = static_cast<u64>(chosen.ids[choice]) * down.row_count + row;
+        if (!chosen.is_here(choice)) {
+            continue;
+        }
+        u64 at = static_cast<u64>(chosen.place(choice)) * down.row_count + row;
         const u8* rows[1] = {down.rows + at * down.row_bytes};
         float sums[1][1] = {};
         Values values = {h + static_cast<u64>(choice) * columns, columns, 0};
@@ -212,11 +231,14 @@ __device__ __forceinline__ void down(const Experts& p, u32 columns) {
     u32 token = blockIdx.y, lane = threadIdx.x % 32, warps = blockDim.x / 32, groups = (columns + 31) / 32;
     u64 first = static_cast<u64>(token) * p.top_k;
     const float* h = p.h + first * columns;
-    Chosen chosen = {p.ids + first, p.weights + first, p.top_k};
+    Chosen chosen = {p.ids + first, p.weights + first, p.top_k, p.first, p.experts};
     u32 hidden = p.down.row_count, first_row = blockIdx.x * warps + threadIdx.x / 32;
     if (first_row < hidden) {
         for (u32 choice = 0; choice < p.top_k; ++choice) {
-            u64 at = static_cast<u64>(chosen.ids[choice]) * hidden + first_row;
+            if (exact && !chosen.is_here(choice)) {
+                continue;
+            }
+            u64 at = static_cast<u64>(exact ? chosen.place(choice) : chosen.ids[choice]) * hidden + first_row;
             prefetch_row(p.down.rows + at * p.down.row_bytes, p.down.row_bytes);
         }
     }
@@ -241,7 +263,9 @@ __device__ __forceinline__ void down(const Experts& p, u32 columns) {
         }
         if (p.down.bias) {
             for (u32 choice = lane; choice < p.top_k; choice += 32) {
-                sum += chosen.weights[choice] * p.down.bias[static_cast<u64>(chosen.ids[choice]) * hidden + row];
+                if (chosen.is_here(choice)) {
+                    sum += chosen.weights[choice] * p.down.bias[static_cast<u64>(chosen.place(choice)) * hidden + row];
+                }
             }
         }
         sum = warp_sum(sum);
@@ -277,14 +301,14 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     down<true>(experts, intermediate);
 }
 
-// Groups `slots` choices by expert, keeping their order: `starts[e]` is where expert `e`'s group starts (and
-// `starts[experts]` where the last ends), `order` the token at each position, `positions` where each choice went.
+// Groups `slots` choices by expert, keeping their order: `starts[e]` is where expert `first + e`'s group starts (and
+// one more where the last ends), `order` the token at each position, `positions` where each choice went.
 // A block per expert, 256 threads: each reads all ids, 4 bytes a choice from L2.
 extern "C" __global__ void __launch_bounds__(256)
-    ktx_moe_sort(u32* starts, u32* order, u32* positions, const u32* ids, u32 slots, u32 top_k) {
+    ktx_moe_sort(u32* starts, u32* order, u32* positions, const u32* ids, u32 slots, u32 top_k, u32 first) {
     __shared__ u32 warp_counts[8];
     __shared__ u32 lower[8];
-    u32 expert = blockIdx.x, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    u32 expert = first + blockIdx.x, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     u32 below = 0;
     for (u32 slot = thread; slot < slots; slot += 256) {
         below += ids[slot] < expert ? 1 : 0;
@@ -301,10 +325,7 @@ extern "C" __global__ void __launch_bounds__(256)
         next += lower[w];
     }
     if (thread == 0) {
-        starts[expert] = next;
-        if (expert + 1 == gridDim.x) {
-            starts[gridDim.x] = slots;
-        }
+        starts[blockIdx.x] = next;
     }
     for (u32 base = 0; base < slots; base += 256) {
         u32 slot = base + thread;
@@ -325,6 +346,9 @@ extern "C" __global__ void __launch_bounds__(256)
             positions[slot] = position;
         }
         __syncthreads();
+    }
+    if (thread == 0 && blockIdx.x + 1 == gridDim.x) {
+        starts[gridDim.x] = next;
     }
 }
 
@@ -363,11 +387,12 @@ extern "C" __global__ void __launch_bounds__(1024)
     }
 }
 
-// `out[t] = residual[t] + sum over k of weights[t, k] * y[positions[t, k]]`, four columns a thread.
+// `out[t] = residual[t] + sum over k of weights[t, k] * y[positions[t, k]]`, four columns a thread, over the choices of
+// experts `first` up to `first + experts`.
 // Grid: (columns / 1024 rounded up, tokens), 256 threads.
 extern "C" __global__ void __launch_bounds__(256)
-    ktx_moe_combine(float* out, const float* y, const float* weights, const u32* positions, const float* residual,
-                    u32 columns, u32 top_k) {
+    ktx_moe_combine(float* out, const float* y, const float* weights, const u32* ids, const u32* positions,
+                    const float* residual, u32 columns, u32 top_k, u32 first, u32 experts) {
     u32 column = (blockIdx.x * 256 + threadIdx.x) * 4, token = blockIdx.y;
     if (column >= columns) {
         return;
@@ -377,6 +402,9 @@ extern "C" __global__ void __launch_bounds__(256)
     float sums[4] = {};
     for (u32 choice = 0; choice < top_k; ++choice) {
         u32 slot = token * top_k + choice;
+        if (ids[slot] - first >= experts) {
+            continue;
+        }
         float weight = weights[slot];
         const float* from = y + static_cast<u64>(positions[slot]) * columns + column;
         if (columns % 4 == 0) {

@@ -97,6 +97,9 @@ impl Plan {
         self.weights.clear();
         self.weights.resize(routing.ids.len(), 0.0);
         for (index, (id, weight)) in routing.ids.iter().zip(routing.weights).enumerate() {
+            if (*id as usize) < routing.first_expert {
+                continue;
+            }
             let next = &mut self.starts[*id as usize];
             let slot = *next as usize;
             *next += 1;
@@ -130,7 +133,7 @@ impl Plan {
                     experts,
                 });
             };
-            *count += 1;
+            *count += u32::from(*id as usize >= routing.first_expert);
         }
         Ok(())
     }

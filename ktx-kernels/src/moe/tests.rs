@@ -18,8 +18,8 @@ fn pool(threads: usize) -> ThreadPool {
 
 /// The data of a case.
 pub(super) struct Layer {
-    case: Case,
-    bytes: [Vec<u8>; 3],
+    pub(super) case: Case,
+    pub(super) bytes: [Vec<u8>; 3],
     biases: [Vec<f32>; 3],
     pub(super) x: Vec<f32>,
     pub(super) ids: Vec<u32>,
@@ -84,6 +84,7 @@ impl Layer {
             ids: &self.ids,
             weights: &self.weights,
             top_k: self.case.top_k,
+            first_expert: 0,
         }
     }
 
@@ -211,6 +212,7 @@ fn what_does_not_fit_together_is_an_error() {
             ids,
             weights,
             top_k: 2,
+            first_expert: 0,
         };
         forward(
             &pool,
@@ -272,6 +274,7 @@ fn no_tokens_are_no_work() {
         ids: &[],
         weights: &[],
         top_k: 2,
+        first_expert: 0,
     };
     let mut scratch = MoeScratch::default();
     forward(

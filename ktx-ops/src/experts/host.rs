@@ -10,6 +10,7 @@ use ktx_kernels::workspace::{Act, Workspace};
 use serde::{Deserialize, Serialize};
 
 use super::adapted::{AdaptedExperts, HostWeights, Routed};
+use super::streamed::{StreamedExperts, streams_to};
 use super::uses::ExpertUses;
 use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::gpu::{OnGpus, gpus, refused};
@@ -19,6 +20,7 @@ use crate::lora::{AdapterId, Attachment};
 use crate::module::{Capacity, Experts, Forward, Holding, KModule, Loader, Phase};
 use crate::recording::HostTask;
 use crate::register_operator;
+use crate::registry::registry;
 use crate::spec::{ExpertsSpec, Spec};
 use crate::weights::{ExpertTensors, expert_biases, experts, floats};
 
@@ -97,6 +99,8 @@ pub struct HostExperts {
     /// Choices in main memory; a GPU's stay there.
     uses: Arc<ExpertUses>,
     on_gpus: OnGpus<Arc<GpuExperts>>,
+    /// For prompts, where those go to a GPU and the experts live in main memory.
+    streamed: Option<StreamedExperts>,
     adapted: AdaptedExperts,
 }
 
@@ -119,7 +123,7 @@ struct ExpertsTask {
 
 impl HostTask for ExpertsTask {
     fn run(&self, cx: &mut Forward<'_>) -> Result<(), OpError> {
-        self.experts.run(cx, &self.rows)
+        self.experts.run(cx, &self.rows, 0)
     }
 }
 
@@ -153,8 +157,17 @@ impl HostExperts {
             loaded: None,
             uses,
             on_gpus: OnGpus::default(),
+            streamed: None,
             adapted: AdaptedExperts::default(),
         })))
+    }
+
+    /// Whether an operator of this name computes on the file's blocks in main memory.
+    pub(super) fn is_named(name: &str) -> bool {
+        let classes = [Self::CPU, Self::TORCH, Self::MARLIN];
+        registry()
+            .get(name)
+            .is_some_and(|entry| classes.contains(&entry.class))
     }
 
     /// Number of experts, values of a token, values between the projections.
@@ -170,6 +183,12 @@ impl HostExperts {
     /// All experts of these rows on the GPU that holds them and the rows.
     fn run_on_gpu(&self, cx: &mut Forward<'_>, rows: &Routed) -> Result<(), OpError> {
         let device = rows.x.device();
+        if let Some(streamed) = &self.streamed {
+            let floats =
+                GpuExperts::scratch_floats_of(self.sizes(), rows.x.rows(), rows.ids.cols());
+            let precision = self.arithmetic.precision(cx.precision);
+            return streamed.submit(cx, &self.path, rows, precision, floats);
+        }
         let experts = self.on_gpus.get(&self.path, device)?;
         let precision = self.arithmetic.precision(cx.precision);
         cx.scoped(|cx| {
@@ -201,7 +220,7 @@ impl HostExperts {
         let spans = adapters.spans().iter();
         let mut spans = spans.filter(|s| self.adapted.any_of(&s.adapters));
         let result = spans.try_for_each(|span| {
-            loaded.run(cx, &all.rows(done, span.first_row - done))?;
+            loaded.run(cx, &all.rows(done, span.first_row - done), 0)?;
             done = span.end();
             cx.precision = self.arithmetic.precision(engine);
             let rows = all.rows(span.first_row, span.rows);
@@ -220,7 +239,7 @@ impl HostExperts {
         });
         cx.adapters = adapters;
         result?;
-        loaded.run(cx, &all.rows(done, all.x.rows() - done))
+        loaded.run(cx, &all.rows(done, all.x.rows() - done), 0)
     }
 }
 
@@ -231,8 +250,8 @@ impl Loaded {
         [(width, hidden), (width, hidden), (hidden, width)]
     }
 
-    /// All experts of these rows at once, without adapters.
-    fn run(&self, cx: &mut Forward<'_>, rows: &Routed) -> Result<(), OpError> {
+    /// The experts from `first_expert` on of these rows at once, without adapters.
+    fn run(&self, cx: &mut Forward<'_>, rows: &Routed, first_expert: usize) -> Result<(), OpError> {
         if rows.x.is_empty() {
             return Ok(());
         }
@@ -250,6 +269,7 @@ impl Loaded {
                 ids: bytemuck::cast_slice(ids),
                 weights,
                 top_k,
+                first_expert,
             };
             self.uses.count(routing.ids);
             moe::forward(cx.pool, all, x, routing, out, cx.moe, precision)
@@ -339,11 +359,21 @@ impl KModule for HostExperts {
             biases,
             uses: Arc::clone(&self.uses),
         };
-        self.on_gpus = OnGpus::load(&self.path, self.placement, |gpu| {
-            loader.experts_on(&self.path, gpu, || {
-                loaded.with_weights(|all| GpuExperts::upload(gpu, all).map_err(refused))
-            })
-        })?;
+        match streams_to(self.placement) {
+            Some(device) => {
+                let (path, spec) = (&self.path, &self.spec);
+                self.streamed = loaded.with_weights(|all| {
+                    StreamedExperts::load(path, device, spec, &loaded.tensors, all, loader)
+                })?;
+            }
+            None => {
+                self.on_gpus = OnGpus::load(&self.path, self.placement, |gpu| {
+                    loader.experts_on(&self.path, gpu, || {
+                        loaded.with_weights(|all| GpuExperts::upload(gpu, all).map_err(refused))
+                    })
+                })?;
+            }
+        }
         self.loaded = Some(Arc::new(loaded));
         Ok(())
     }
@@ -351,6 +381,7 @@ impl KModule for HostExperts {
     fn unload(&mut self) {
         self.loaded = None;
         self.on_gpus = OnGpus::default();
+        self.streamed = None;
     }
 
     fn holding(&self) -> Vec<Holding> {
@@ -383,9 +414,17 @@ impl KModule for HostExperts {
             }
             None => 0,
         };
+        let on_host = match streams_to(self.placement) {
+            Some(_) => {
+                2 * Workspace::values_for(capacity.tokens, self.spec.hidden_size)
+                    + 2 * Workspace::values_for(capacity.tokens, self.spec.top_k)
+            }
+            None => 0,
+        };
         self.adapted
             .scratch(&self.spec, capacity.tokens)
             .max(on_gpu)
+            + on_host
     }
 }
 
@@ -412,13 +451,37 @@ impl Experts for HostExperts {
             return cx.turn_of_host(Arc::new(ExpertsTask { experts, rows }));
         }
         match self.adapted.is_empty() || cx.adapters.is_empty() {
-            true => self.loaded()?.run(cx, &rows),
+            true => self.loaded()?.run(cx, &rows, 0),
             false => self.run_adapted(cx, &rows),
         }
     }
 
-    fn finish(&self, _cx: &mut Forward<'_>, _out: Act) -> Result<(), OpError> {
-        Ok(())
+    fn finish(&self, cx: &mut Forward<'_>, out: Act) -> Result<(), OpError> {
+        let Some(streamed) = &self.streamed else {
+            return Ok(());
+        };
+        match streamed.take_rest(cx, out)? {
+            None => Ok(()),
+            Some(rest) => {
+                self.loaded()?.run(cx, &rest.rows, rest.first_expert)?;
+                streamed.add(cx, rest.rows.out, out)
+            }
+        }
+    }
+
+    fn place(&self, cx: &Forward<'_>, rows: usize) -> Device {
+        if streams_to(self.placement).is_none() {
+            return self.device(cx.phase);
+        }
+        // Adapted experts are computed expert by expert, where they live.
+        let adapters = cx.adapters.spans().iter();
+        let is_adapted = adapters
+            .into_iter()
+            .any(|s| self.adapted.any_of(&s.adapters));
+        let streamed = self.streamed.as_ref().filter(|_| !is_adapted);
+        streamed
+            .and_then(|streamed| streamed.takes(cx, rows))
+            .unwrap_or(self.placement.generate)
     }
 
     fn out_device(&self, phase: Phase) -> Device {

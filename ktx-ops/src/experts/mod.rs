@@ -3,6 +3,7 @@
 mod adapted;
 mod host;
 mod list;
+mod streamed;
 mod switch;
 mod uses;
 

@@ -4,8 +4,10 @@ use ktx_kernels::device::Device;
 use ktx_kernels::workspace::Act;
 use serde::{Deserialize, Serialize};
 
-use crate::build::{BuildArgs, OpError, Operator};
-use crate::inner::{build_inner, of_phase};
+use super::HostExperts;
+use super::streamed::streams_to;
+use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::inner::{build_inner, build_inner_at, of_phase};
 use crate::kwargs::{KwargDoc, KwargSet};
 use crate::module::{Capacity, Experts, Forward, KModule, Phase, largest_scratch};
 use crate::register_operator;
@@ -120,6 +122,10 @@ impl Experts for KTransformersExperts {
         self.of(cx.phase).finish(cx, out)
     }
 
+    fn place(&self, cx: &Forward<'_>, rows: usize) -> Device {
+        self.of(cx.phase).place(cx, rows)
+    }
+
     fn out_device(&self, phase: Phase) -> Device {
         self.of(phase).out_device(phase)
     }
@@ -132,7 +138,14 @@ fn build(args: &mut BuildArgs<'_>) -> Result<Operator, OpError> {
         _ => None,
     };
     let (prefill, generate) = of_phase(&kwargs.prefill_op, &kwargs.generate_op);
-    let generate = build_inner(args, generate, Phase::Generate, experts)?
+    // Experts in main memory whose prompts go to a GPU: one operator, which streams them there.
+    let streams = streams_to(args.placement).is_some();
+    let is_host = |name: Option<&str>| name.is_some_and(HostExperts::is_named);
+    let (prefill, placement) = match streams && is_host(prefill) && is_host(generate) {
+        true => (None, args.placement),
+        false => (prefill, Placement::both(args.placement.generate)),
+    };
+    let generate = build_inner_at(args, generate, placement, experts)?
         .ok_or_else(|| args.error("`generate_op` and `prefill_op` are both null: name one"))?;
     let prefill = build_inner(args, prefill, Phase::Prefill, experts)?;
     Ok(Operator::Experts(Box::new(KTransformersExperts {

@@ -153,7 +153,7 @@ impl Ffn for MoeBlock {
             cx.observe(&self.path, "expert_weights", weights);
 
             // Submit, shared, wait, add: experts on another device work while this one does the shared part.
-            let experts = self.experts.device(cx.phase);
+            let experts = self.experts.place(cx, x.rows());
             let [routed_x, routed_ids, routed_weights] =
                 cx.hand_over([x, ids, weights], experts)?;
             let routed = if experts == out.device() {

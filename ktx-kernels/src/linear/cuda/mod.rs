@@ -15,6 +15,7 @@
 pub(crate) mod gemm;
 pub(crate) mod gemv;
 pub(crate) mod layout;
+mod speed;
 pub(crate) mod upload;
 
 use ktx_gguf::GgmlType;
@@ -22,6 +23,7 @@ use ktx_gguf::GgmlType;
 use super::{Precision, WeightRows};
 use crate::cuda::{CudaError, DeviceBuffer, DeviceMatrix, Gpu};
 use layout::RowLayout;
+pub use speed::measured_flops;
 use upload::DeviceRows;
 
 /// Tokens up to which the kernels for few are used.

@@ -3,7 +3,7 @@
 use ktx_gguf::GgmlType;
 
 use super::layout::RowLayout;
-use crate::cuda::{Arg, CudaError, DeviceBuffer, Gpu, Launch};
+use crate::cuda::{Arg, CudaError, DeviceBuffer, DeviceSlice, Gpu, Launch};
 use crate::linear::WeightRows;
 
 const MODULE: &str = "linear/repack";
@@ -15,7 +15,7 @@ const STAGING_BYTES: usize = 64 << 20;
 /// Rows of weights in a GPU's memory.
 #[derive(Debug)]
 pub(crate) struct DeviceRows {
-    pub(crate) buffer: DeviceBuffer,
+    pub(crate) buffer: DeviceSlice,
     pub(crate) layout: RowLayout,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
@@ -29,13 +29,27 @@ impl DeviceRows {
         rows: usize,
         cols: usize,
     ) -> Result<Self, CudaError> {
+        let bytes = rows * RowLayout::of(ty, cols).bytes;
+        let buffer = DeviceBuffer::new(gpu, bytes)?;
+        Ok(Self::within(buffer.into(), ty, rows, cols))
+    }
+
+    /// The same in memory that is there, which may be larger.
+    ///
+    /// # Panics
+    /// If it is too small.
+    pub(crate) fn within(buffer: DeviceSlice, ty: GgmlType, rows: usize, cols: usize) -> Self {
         let layout = RowLayout::of(ty, cols);
-        Ok(Self {
-            buffer: DeviceBuffer::new(gpu, rows * layout.bytes)?,
+        assert!(
+            rows * layout.bytes <= buffer.bytes(),
+            "rows beyond their memory"
+        );
+        Self {
+            buffer,
             layout,
             rows,
             cols,
-        })
+        }
     }
 
     /// Copies `weights` and regroups them; complete when the call returns.
@@ -86,7 +100,7 @@ impl DeviceRows {
     }
 
     /// Regroups `count` rows that lie in GGUF blocks at `source` into rows `first` and up.
-    fn repack(
+    pub(crate) fn repack(
         &self,
         source: u64,
         source_row_bytes: usize,
