@@ -1,18 +1,24 @@
 //! Rules from automatic placement, and what does not fit.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 use ktx_kernels::cuda;
 use ktx_kernels::cuda::Gpu;
+use ktx_kernels::device::Device;
 use ktx_kernels::kv::KvType;
 use ktx_kernels::linear::cuda::measured_flops;
 use ktx_models::ModelDescription;
 use ktx_ops::WeightStore;
 
-use super::{MemoryCheck, Settings};
+use super::runtime::Parts;
+use super::{MemoryCheck, Settings, available_devices};
 use crate::error::EngineError;
+use crate::inject::inject;
 use crate::memory::available_host_memory;
 use crate::placement::{Budget, GpuSpeed, Machine, Placement, Request, Workload, measure, place};
+use crate::plan::plan_model;
+use crate::rules::RuleSet;
 
 /// What automatic placement may use.
 #[derive(Debug, Clone, Default)]
@@ -53,7 +59,7 @@ impl AutoPlacement {
         };
         let threads = NonZeroUsize::new(settings.threads).unwrap_or(NonZeroUsize::MIN);
         let machine = self.machine.clone().unwrap_or_else(|| machine(threads));
-        let request = Request {
+        let mut request = Request {
             budget: Budget {
                 gpus: self.gpu_memory.clone(),
                 ram,
@@ -64,11 +70,56 @@ impl AutoPlacement {
                 KvType::F32 => 4,
                 _ => 2,
             },
+            gpu_workspace: None,
             workload: self.workload,
             machine,
         };
+        // What activations take of a GPU follows from its operators, and these from what they take.
+        for _ in 0..PLACEMENTS {
+            let placed = place(description, store, &request)?;
+            let needed = gpu_workspace(&placed, store, description, settings)?;
+            if needed <= placed.gpu_scratch() {
+                return Ok(placed);
+            }
+            request.gpu_workspace = needed;
+        }
         Ok(place(description, store, &request)?)
     }
+
+    /// The rules of a placement.
+    pub(super) fn rules(
+        placed: &Placement,
+        description: &ModelDescription,
+    ) -> Result<RuleSet, EngineError> {
+        Ok(RuleSet::parse(&placed.rules(description)?, Self::NAME)?)
+    }
+
+    /// What messages call the rules.
+    pub(super) const NAME: &str = "automatic placement";
+}
+
+/// How often a model is placed at most to learn what its activations take.
+const PLACEMENTS: usize = 3;
+
+/// Bytes that the operators of a placement work in on each GPU; none if it uses no GPU of this machine.
+fn gpu_workspace(
+    placed: &Placement,
+    store: &dyn WeightStore,
+    description: &ModelDescription,
+    settings: &Settings,
+) -> Result<Option<u64>, EngineError> {
+    let available = available_devices();
+    let mut gpus = placed.memory.keys().filter(|device| !device.is_cpu());
+    if !gpus.all(|gpu| available.contains(gpu)) {
+        return Ok(None);
+    }
+    let rules = AutoPlacement::rules(placed, description)?;
+    let tree = &description.tree;
+    let plan = plan_model(tree, &rules, &Device::CPU.to_string(), store)?;
+    let (children, report) = inject(tree, &plan, store)?;
+    let parts = Parts::new(children, &report, BTreeSet::new(), settings)?;
+    let on_gpus = parts.scratch_bytes().filter(|(device, _)| !device.is_cpu());
+    Ok(on_gpus.map(|(_, bytes)| bytes).max())
 }
 
 /// This machine's speed.

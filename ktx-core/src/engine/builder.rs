@@ -292,14 +292,24 @@ impl EngineBuilder {
             streaming: None,
             uploads: self.uploads,
         };
+        // What nobody set is set for a GPU.
+        let (threads, chunk_size) = (self.threads, self.chunk_size);
+        let host_threads = settings.threads;
+        let for_gpus = |settings: &mut Settings| {
+            settings.threads = threads.unwrap_or((host_threads - 1).max(1));
+            settings.sessions = sessions.unwrap_or(GPU_SESSIONS);
+            settings.chunk_size = chunk_size.unwrap_or(GPU_CHUNK);
+        };
         let mut placement = None;
         let (rules, rules_name) = match &self.rules {
             Rules::Auto(auto) => {
+                if !auto.gpu_memory.is_empty() {
+                    for_gpus(&mut settings);
+                }
                 let placed = auto.place(&weights, &description, &settings, self.memory)?;
-                let name = "automatic placement";
-                let rules = RuleSet::parse(&placed.rules(&description)?, name)?;
+                let rules = AutoPlacement::rules(&placed, &description)?;
                 placement = Some(placed);
-                (rules, name.to_owned())
+                (rules, AutoPlacement::NAME.to_owned())
             }
             rules => read_rules(rules, &self.variables, &description.architecture)?,
         };
@@ -314,11 +324,7 @@ impl EngineBuilder {
         }
         let named = named_devices(&plan, registry)?;
         if named.iter().any(|device| device.kind() == DeviceKind::Cuda) {
-            // What nobody set is set for a GPU.
-            let threads = self.threads.is_none().then_some(settings.threads - 1);
-            settings.threads = threads.map_or(settings.threads, |n| n.max(1));
-            settings.sessions = sessions.unwrap_or(GPU_SESSIONS);
-            settings.chunk_size = self.chunk_size.unwrap_or(GPU_CHUNK);
+            for_gpus(&mut settings);
         }
         let streamed = streamed_modules(&plan, registry)?;
         if !streamed.is_empty() {

@@ -76,6 +76,8 @@ pub struct Request {
     pub chunk_size: usize,
     /// Bytes of a cached value: 2 for F16, 4 for F32.
     pub kv_element: u64,
+    /// Bytes of activations on a GPU, where they are known; else they are estimated.
+    pub gpu_workspace: Option<u64>,
     /// What the machine will be asked for.
     pub workload: Workload,
     /// How fast the machine is.
@@ -90,6 +92,7 @@ impl Request {
             context: 8192,
             chunk_size: 512,
             kv_element: 2,
+            gpu_workspace: None,
             workload: Workload::default(),
             machine,
         }
@@ -254,10 +257,13 @@ fn scratch(stages: &Stages, request: &Request) -> u64 {
     4 * (tokens * (4 * stages.hidden_size + stages.widest()) + LOGIT_ROWS * stages.vocab_size)
 }
 
+fn gpu_scratch(stages: &Stages, request: &Request) -> u64 {
+    request.gpu_workspace.unwrap_or(scratch(stages, request))
+}
+
 /// What each device has left for weights and cache.
 fn limits(stages: &Stages, request: &Request) -> Result<Limits, PlacementError> {
-    let scratch = scratch(stages, request);
-    let reserved = request.machine.gpu.reserved + scratch;
+    let reserved = request.machine.gpu.reserved + gpu_scratch(stages, request);
     let gpu = |(index, budget): (usize, &u64)| {
         budget
             .checked_sub(reserved)
@@ -275,7 +281,7 @@ fn limits(stages: &Stages, request: &Request) -> Result<Limits, PlacementError> 
             .enumerate()
             .map(gpu)
             .collect::<Result<_, _>>()?,
-        ram: request.budget.ram.saturating_sub(scratch + PROCESS_BYTES),
+        ram: (request.budget.ram).saturating_sub(scratch(stages, request) + PROCESS_BYTES),
     })
 }
 
@@ -302,22 +308,31 @@ fn memory(
         }
     }
     for (device, memory) in &mut all {
-        memory.scratch = scratch(stages, request);
         match device.is_cpu() {
             true => {
+                memory.scratch = scratch(stages, request);
                 // A head on a GPU is a copy; on the host it is the embedding.
                 if choices.last().is_some_and(|c| c.home.is_none()) {
                     memory.weights -= stages.tied_bytes;
                 }
                 memory.process = PROCESS_BYTES;
             }
-            false => memory.process = request.machine.gpu.reserved,
+            false => {
+                memory.scratch = gpu_scratch(stages, request);
+                memory.process = request.machine.gpu.reserved;
+            }
         }
     }
     all
 }
 
 impl Placement {
+    /// Bytes of activations on a GPU, the same on each; none without GPUs.
+    pub(crate) fn gpu_scratch(&self) -> Option<u64> {
+        let mut gpus = self.memory.iter().filter(|(device, _)| !device.is_cpu());
+        gpus.next().map(|(_, memory)| memory.scratch)
+    }
+
     /// Where the module at a path runs.
     pub fn device_of(&self, path: &str) -> Device {
         let within = |outer: &str| {
