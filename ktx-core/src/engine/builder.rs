@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use ktx_gguf::{Gguf, Safetensors};
+use ktx_gguf::Gguf;
 use ktx_kernels::cpu;
 use ktx_kernels::cuda::Gpu;
 use ktx_kernels::device::{Device, DeviceKind};
@@ -17,6 +17,7 @@ use ktx_models::{ModelDescription, describe_with};
 use ktx_ops::{LoadProgress, Role, Streaming, try_registry};
 
 use super::auto::machine;
+use super::inputs::{Rules, Source, open, read_rules};
 use super::settings::{HostWeights, MemoryCheck, Settings, deferrable, positive};
 use super::{AdapterSet, AutoPlacement, Engine, Inner, LoadedAdapter, Runtime, runtime};
 use crate::chat::ChatTemplate;
@@ -26,12 +27,11 @@ use crate::memory::{
     Bytes, DeviceMemory, MemoryEstimate, ModuleWeights, available_host_memory, module_weights,
     working,
 };
-use crate::model_files::ModelFiles;
 use crate::placement::{Placement, streaming};
 use crate::plan::{
     CheckMode, CheckReport, Plan, check, named_devices, plan_model, require_devices,
 };
-use crate::rules::{RuleSet, RuleVariables, preset_for, presets};
+use crate::rules::RuleVariables;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 
@@ -48,27 +48,6 @@ const GPU_SESSIONS: usize = 1;
 /// Prompt tokens of one step with a GPU, which is fast with many.
 const GPU_CHUNK: usize = 2048;
 
-/// Where rules come from.
-#[derive(Debug, Clone, Default)]
-pub enum Rules {
-    /// The preset for the model's architecture.
-    #[default]
-    Preset,
-    /// A preset by its name.
-    Named(String),
-    /// A file.
-    File(PathBuf),
-    /// A text, with a name for messages.
-    Text {
-        /// The rules.
-        text: String,
-        /// What messages call it.
-        name: String,
-    },
-    /// None: operators are placed for the memory that there is, see [`crate::placement`].
-    Auto(AutoPlacement),
-}
-
 /// Whether the plan's devices are used as they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeviceMapping {
@@ -77,11 +56,6 @@ pub enum DeviceMapping {
     AsPlanned,
     /// Every device is the CPU.
     AllOnCpu,
-}
-
-enum Source {
-    File(PathBuf),
-    Opened(Gguf),
 }
 
 /// Settings of a new engine; see [`Engine::builder`].
@@ -397,69 +371,6 @@ pub fn available_devices() -> Vec<Device> {
         .filter(|gpu| ktx_kernels::cuda::device(gpu.index).is_ok());
     let gpus = usable.map(|gpu| Device::new(DeviceKind::Cuda, gpu.index));
     std::iter::once(Device::CPU).chain(gpus).collect()
-}
-
-/// The model's files, opened.
-fn open(source: Option<Source>, safetensors: &[PathBuf]) -> Result<Weights, EngineError> {
-    let mut beside: Vec<PathBuf> = safetensors.to_vec();
-    let gguf = match source {
-        Some(Source::Opened(gguf)) => gguf,
-        Some(Source::File(path)) => {
-            let files = ModelFiles::at(&path)?;
-            // Named safetensors files are all that are wanted.
-            beside.extend(files.beside.filter(|_| safetensors.is_empty()));
-            Gguf::open(files.gguf)?
-        }
-        None => {
-            return Err(EngineError::Setting {
-                name: "model",
-                value: 0,
-                range: "name a model's file",
-            });
-        }
-    };
-    let beside: Result<Vec<_>, _> = beside.iter().map(Safetensors::open).collect();
-    Weights::new(gguf, beside?)
-}
-
-fn read_rules(
-    rules: &Rules,
-    variables: &RuleVariables,
-    architecture: &str,
-) -> Result<(RuleSet, String), EngineError> {
-    let preset = |preset: &crate::rules::Preset| {
-        let name = format!("preset {}", preset.name);
-        RuleSet::from_preset_with(preset, variables)
-            .map(|rules| (rules, name))
-            .map_err(EngineError::from)
-    };
-    match rules {
-        Rules::File(path) => Ok((
-            RuleSet::from_path_with(path, variables)?,
-            path.display().to_string(),
-        )),
-        Rules::Text { text, name } => {
-            Ok((RuleSet::parse_with(text, name, variables)?, name.clone()))
-        }
-        Rules::Preset | Rules::Auto(_) => match preset_for(architecture) {
-            Some(found) => preset(found),
-            None => Ok((
-                RuleSet::parse_with("[]", "no rules", variables)?,
-                "no rules: every module keeps its default".to_owned(),
-            )),
-        },
-        Rules::Named(name) => match presets().iter().find(|p| p.name == name) {
-            Some(found) => preset(found),
-            None => Err(EngineError::Preset {
-                name: name.clone(),
-                known: presets()
-                    .iter()
-                    .map(|p| p.name)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            }),
-        },
-    }
 }
 
 /// A model with its plan, before anything is loaded.

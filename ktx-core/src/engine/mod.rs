@@ -3,6 +3,7 @@
 mod adapters;
 mod auto;
 mod builder;
+mod inputs;
 #[cfg(test)]
 mod mixed;
 mod runtime;
@@ -21,7 +22,8 @@ use ktx_ops::lora::{ActiveAdapter, AdapterId};
 pub(crate) use adapters::AdapterSet;
 pub use adapters::LoadedAdapter;
 pub use auto::AutoPlacement;
-pub use builder::{DeviceMapping, EngineBuilder, PlannedModel, Rules, available_devices};
+pub use builder::{DeviceMapping, EngineBuilder, PlannedModel, available_devices};
+pub use inputs::Rules;
 pub(crate) use runtime::{Runtime, pages_for};
 pub use settings::{HostWeights, MemoryCheck, Settings};
 
