@@ -149,8 +149,9 @@ fn gpu_streams_from_the_set_number_of_tokens_on() {
                 &last_logits(&mut gpu.session(), &prompt),
                 &last_logits(&mut cpu.session(), &prompt),
             );
+            // The heads of latent attention are multiplied in f16 on a GPU.
             assert!(
-                error < 1e-9,
+                error < 1e-6,
                 "{length} tokens, from {from}: NMSE {error:.2e}"
             );
         }
