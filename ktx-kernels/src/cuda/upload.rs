@@ -287,12 +287,14 @@ mod tests {
     #[test]
     fn gpu_uploads_from_registered_memory_beside_its_kernels() {
         let Some(gpu) = Gpu::for_tests() else { return };
-        let bytes: Vec<u8> = (0..(PIECE_BYTES + 12_345))
+        // A page more on either side, so that no other memory lies in a registered page.
+        let memory: Vec<u8> = (0..(PIECE_BYTES + 12_345 + 2 * PAGE_BYTES))
             .map(|i| (i * 7 % 251) as u8)
             .collect();
+        let bytes = &memory[PAGE_BYTES..memory.len() - PAGE_BYTES];
         // SAFETY: the registration is dropped before the bytes.
-        let memory = unsafe { ReadableMemory::new(&gpu, vec![address_range(&bytes)]) }.unwrap();
-        assert!(memory.contains(&bytes[1..]));
+        let readable = unsafe { ReadableMemory::new(&gpu, vec![address_range(bytes)]) }.unwrap();
+        assert!(readable.contains(&bytes[1..]));
         let stream = UploadStream::new(&gpu).unwrap();
         let done = Moment::new(&gpu).unwrap();
         let buffer = DeviceBuffer::zeroed(&gpu, bytes.len()).unwrap();
