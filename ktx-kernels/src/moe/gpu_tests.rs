@@ -141,8 +141,6 @@ fn run_streamed(
     out.values()
 }
 
-/// Layers of several types in one stream, each larger than a slot or not, in their order twice over, then
-/// in another one, and with a share of the experts.
 /// Few tokens are multiplied with activations in 8 bits, more with halves.
 fn int8_bound(case: &Case) -> f64 {
     match case.tokens > super::cuda::MAX_FEW_TOKENS {
@@ -151,6 +149,8 @@ fn int8_bound(case: &Case) -> f64 {
     }
 }
 
+/// Layers of several types in one stream, each larger than a slot or not, in their order twice over, then
+/// in another one, and with a share of the experts.
 #[test]
 fn gpu_streamed_experts_agree_with_the_reference() {
     let Some(gpu) = Gpu::for_tests() else { return };
