@@ -154,6 +154,9 @@ pub(crate) struct EngineArgs {
 pub(crate) enum KvTypeArg {
     F16,
     F32,
+    /// Blocks of 32 bytes with a scale: half of F16's memory
+    #[value(name = "q8_0")]
+    Q8,
 }
 
 /// How products take their activations.
@@ -274,6 +277,7 @@ impl EngineArgs {
             builder = builder.kv_type(match kv_type {
                 KvTypeArg::F16 => KvType::F16,
                 KvTypeArg::F32 => KvType::F32,
+                KvTypeArg::Q8 => KvType::Q8_0,
             });
         }
         builder

@@ -149,6 +149,20 @@ pub enum EngineError {
         /// What is allowed.
         range: &'static str,
     },
+    /// A type of the cache whose blocks do not divide an attention's heads.
+    #[error(
+        "a KV cache of type {kv_type} stores {block} values together, and {path} has heads of {width}; use f16 for this model"
+    )]
+    KvBlocks {
+        /// The type.
+        kv_type: &'static str,
+        /// Path of the attention.
+        path: String,
+        /// Values of a head, or of a part of the compressed row.
+        width: usize,
+        /// Values of a block.
+        block: usize,
+    },
     /// An adapter that cannot be read, or is not for this model.
     #[error(transparent)]
     Adapter(#[from] Box<AdapterError>),

@@ -12,6 +12,8 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+use crate::kv::Q8_BLOCK;
+
 /// One vector of `f32` lanes.
 ///
 /// # Safety
@@ -28,6 +30,10 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load(p: *const f32) -> Self;
     /// `COUNT` half-precision elements, widened.
     unsafe fn load_f16(p: *const f16) -> Self;
+    /// `COUNT` signed bytes.
+    unsafe fn load_i8(p: *const i8) -> Self;
+    /// All lanes the half-precision element, widened.
+    unsafe fn splat_f16(p: *const f16) -> Self;
     /// Writes `COUNT` elements.
     unsafe fn store(self, p: *mut f32);
     /// `self * b + c`, fused where the instruction set does it.
@@ -154,6 +160,16 @@ impl Lanes for Portable {
         Portable(halves.map(widen_f16))
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: the caller gives 8 readable elements.
+        Portable(unsafe { p.cast::<[i8; 8]>().read_unaligned() }.map(f32::from))
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(p: *const f16) -> Self {
+        // SAFETY: the caller gives a readable element.
+        Portable([widen_f16(unsafe { p.read_unaligned() }); 8])
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller gives 8 writable elements.
         unsafe { p.cast::<[f32; 8]>().write_unaligned(self.0) }
@@ -254,6 +270,16 @@ impl Lanes for Avx2 {
     unsafe fn load_f16(p: *const f16) -> Self {
         // SAFETY: see the block.
         Avx2(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: see the block.
+        Avx2(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) })
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(p: *const f16) -> Self {
+        // SAFETY: see the block.
+        Avx2(unsafe { _mm256_cvtph_ps(_mm_set1_epi16(p.cast::<i16>().read_unaligned())) })
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
@@ -391,6 +417,16 @@ impl Lanes for Avx512 {
         Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) })
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: see the block.
+        Avx512(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) })
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(p: *const f16) -> Self {
+        // SAFETY: see the block.
+        Avx512(unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned())) })
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: see the block.
         unsafe { _mm512_storeu_ps(p, self.0) }
@@ -478,43 +514,88 @@ impl Lanes for Avx512 {
     }
 }
 
-/// An element that kernels read as `f32` lanes.
-pub(crate) trait Element: Copy {
-    /// Loads `L::COUNT` elements.
-    ///
-    /// # Safety
-    /// As [`Lanes::load`].
-    unsafe fn load<L: Lanes>(p: *const Self) -> L;
-    /// Loads `n < L::COUNT` elements, zeros after them.
-    ///
-    /// # Safety
-    /// As [`Lanes::load_partial`].
-    unsafe fn load_partial<L: Lanes>(p: *const Self, n: usize) -> L;
+/// Elements in memory that kernels read as `f32` lanes, by a pointer to the first of them.
+///
+/// # Safety
+/// Every method requires that the elements it names are readable and that the CPU has the instruction set of
+/// `L`.
+pub(crate) trait Stored: Copy {
+    /// The elements from number `n` on, with which a block begins where the type has blocks.
+    unsafe fn skip(self, n: usize) -> Self;
+    /// `L::COUNT` elements from number `at` on, a multiple of it.
+    unsafe fn load<L: Lanes>(self, at: usize) -> L;
+    /// `n < L::COUNT` elements from number `at` on, a multiple of `L::COUNT`, zeros after them.
+    unsafe fn load_partial<L: Lanes>(self, at: usize, n: usize) -> L;
 }
 
-impl Element for f32 {
+impl Stored for *const f32 {
     #[inline(always)]
-    unsafe fn load<L: Lanes>(p: *const f32) -> L {
+    unsafe fn skip(self, n: usize) -> Self {
         // SAFETY: as the caller's.
-        unsafe { L::load(p) }
+        unsafe { self.add(n) }
     }
     #[inline(always)]
-    unsafe fn load_partial<L: Lanes>(p: *const f32, n: usize) -> L {
+    unsafe fn load<L: Lanes>(self, at: usize) -> L {
         // SAFETY: as the caller's.
-        unsafe { L::load_partial(p, n) }
+        unsafe { L::load(self.add(at)) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial<L: Lanes>(self, at: usize, n: usize) -> L {
+        // SAFETY: as the caller's.
+        unsafe { L::load_partial(self.add(at), n) }
     }
 }
 
-impl Element for f16 {
+impl Stored for *const f16 {
     #[inline(always)]
-    unsafe fn load<L: Lanes>(p: *const f16) -> L {
+    unsafe fn skip(self, n: usize) -> Self {
         // SAFETY: as the caller's.
-        unsafe { L::load_f16(p) }
+        unsafe { self.add(n) }
     }
     #[inline(always)]
-    unsafe fn load_partial<L: Lanes>(p: *const f16, n: usize) -> L {
+    unsafe fn load<L: Lanes>(self, at: usize) -> L {
         // SAFETY: as the caller's.
-        unsafe { L::load_f16_partial(p, n) }
+        unsafe { L::load_f16(self.add(at)) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial<L: Lanes>(self, at: usize, n: usize) -> L {
+        // SAFETY: as the caller's.
+        unsafe { L::load_f16_partial(self.add(at), n) }
+    }
+}
+
+/// Signed bytes, and a scale for each [`Q8_BLOCK`] of them: whole blocks, so that no vector holds a part.
+#[derive(Clone, Copy)]
+pub(crate) struct ScaledBytes {
+    pub(crate) quants: *const i8,
+    pub(crate) scales: *const f16,
+}
+
+impl Stored for ScaledBytes {
+    #[inline(always)]
+    unsafe fn skip(self, n: usize) -> Self {
+        debug_assert!(n.is_multiple_of(Q8_BLOCK));
+        // SAFETY: as the caller's.
+        unsafe {
+            ScaledBytes {
+                quants: self.quants.add(n),
+                scales: self.scales.add(n / Q8_BLOCK),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(self, at: usize) -> L {
+        // SAFETY: as the caller's; vectors are no longer than blocks and begin at multiples of their length.
+        unsafe { L::load_i8(self.quants.add(at)).mul(L::splat_f16(self.scales.add(at / Q8_BLOCK))) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial<L: Lanes>(self, at: usize, n: usize) -> L {
+        let mut buffer = [0i8; MAX_LANES];
+        // SAFETY: as the caller's; the buffer holds `COUNT` or more.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.quants.add(at), buffer.as_mut_ptr(), n);
+            L::load_i8(buffer.as_ptr()).mul(L::splat_f16(self.scales.add(at / Q8_BLOCK)))
+        }
     }
 }
 
@@ -526,19 +607,19 @@ macro_rules! lanes_entry {
     ($(#[$meta:meta])* unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $generic:ident $(::<$elem:ident>)?) => {
         $(#[$meta])*
         #[inline]
-        unsafe fn $name $(<$elem: $crate::lanes::Element>)? (
+        unsafe fn $name $(<$elem: $crate::lanes::Stored>)? (
             level: $crate::cpu::IsaLevel, $($arg: $ty),*
         ) $(-> $ret)? {
             debug_assert!(level.is_supported(), "the CPU lacks {level}");
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
-                unsafe fn avx2 $(<$elem: $crate::lanes::Element>)? ($($arg: $ty),*) $(-> $ret)? {
+                unsafe fn avx2 $(<$elem: $crate::lanes::Stored>)? ($($arg: $ty),*) $(-> $ret)? {
                     // SAFETY: the features are enabled here; the rest is the caller's.
                     unsafe { $generic::<$crate::lanes::Avx2 $(, $elem)?>($($arg),*) }
                 }
                 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-                unsafe fn avx512 $(<$elem: $crate::lanes::Element>)? ($($arg: $ty),*) $(-> $ret)? {
+                unsafe fn avx512 $(<$elem: $crate::lanes::Stored>)? ($($arg: $ty),*) $(-> $ret)? {
                     // SAFETY: the features are enabled here; the rest is the caller's.
                     unsafe { $generic::<$crate::lanes::Avx512 $(, $elem)?>($($arg),*) }
                 }

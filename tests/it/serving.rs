@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use ktx_core::kernels::kv::KvType;
 use ktx_core::serving::{
     Batching, EndTokens, Event, EventStream, Finished, PrefixSharing, Request, Scheduler,
     SchedulerSettings, SubmitError, stream,
@@ -11,7 +12,17 @@ use ktx_core::{Engine, FinishReason, GenerateOptions, SamplingParams, TokenId};
 pub(crate) const PAGE: usize = 64;
 
 pub(crate) fn engine(context: usize, sessions: usize, chunk: usize) -> Engine {
+    engine_with(context, sessions, chunk, KvType::F16)
+}
+
+pub(crate) fn engine_with(
+    context: usize,
+    sessions: usize,
+    chunk: usize,
+    kv_type: KvType,
+) -> Engine {
     Engine::builder()
+        .kv_type(kv_type)
         .model(concat!(env!("CARGO_MANIFEST_DIR"), "/models/pip-17m.gguf"))
         .threads(2)
         .context(context)

@@ -4,11 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ktx_core::kernels::kv::KvType;
 use ktx_core::kernels::linear::Precision;
 use ktx_core::serving::{PrefixSharing, Scheduler, SchedulerSettings, SpillSettings};
 use ktx_core::{Engine, TokenId};
 
-use crate::serving::{PAGE, answer, ask, engine, prompt, scheduler};
+use crate::serving::{PAGE, answer, ask, engine, engine_with, prompt, scheduler};
 
 /// A folder of its own that is removed with its value.
 struct Folder(PathBuf);
@@ -88,8 +89,17 @@ fn end(scheduler: Scheduler) {
 
 #[test]
 fn what_the_cache_has_no_place_for_comes_back_from_memory() {
+    comes_back_from_memory(KvType::F16);
+}
+
+#[test]
+fn an_eight_bit_cache_comes_back_from_memory() {
+    comes_back_from_memory(KvType::Q8_0);
+}
+
+fn comes_back_from_memory(kv_type: KvType) {
     // Eight pages: one prompt of five and its answer.
-    let engine = engine(512, 1, 128);
+    let engine = engine_with(512, 1, 128, kv_type);
     let prompts: Vec<_> = (0..3).map(|i| prompt(&engine, i, 4 * PAGE + 20)).collect();
     let wanted: Vec<_> = prompts.iter().map(|p| computed(&engine, p)).collect();
     let scheduler = scheduler(&engine, in_memory());
@@ -149,7 +159,7 @@ fn damaged_pages_are_computed_again_and_removed() {
 }
 
 #[test]
-fn pages_of_another_precision_are_not_used() {
+fn pages_of_another_precision_or_type_are_not_used() {
     let folder = Folder::new("other");
     let settings = in_directory(&folder.0, 64 << 20);
     let first = engine(512, 1, 128);
@@ -157,17 +167,20 @@ fn pages_of_another_precision_are_not_used() {
     let before = scheduler(&first, settings.clone());
     get(&before, &prompt);
     end(before);
-    let other = Engine::builder()
-        .model(concat!(env!("CARGO_MANIFEST_DIR"), "/models/pip-17m.gguf"))
-        .precision(Precision::F32)
-        .threads(2)
-        .context(512)
-        .load()
-        .expect("the model loads");
-    let wanted = computed(&other, &prompt);
-    let after = scheduler(&other, settings);
-    assert_eq!(get(&after, &prompt), (wanted, 0));
-    assert_eq!(after.metrics().spill.rejected_files, 4);
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/pip-17m.gguf");
+    let others = [
+        Engine::builder().precision(Precision::F32),
+        Engine::builder().kv_type(KvType::Q8_0),
+    ];
+    for other in others {
+        let builder = other.model(model).threads(2).context(512);
+        let other = builder.load().expect("the model loads");
+        let wanted = computed(&other, &prompt);
+        let after = scheduler(&other, settings.clone());
+        assert_eq!(get(&after, &prompt), (wanted, 0));
+        assert_eq!(after.metrics().spill.rejected_files, 4);
+        end(after);
+    }
 }
 
 #[test]

@@ -6,7 +6,6 @@ use std::num::NonZeroUsize;
 use ktx_kernels::cuda;
 use ktx_kernels::cuda::Gpu;
 use ktx_kernels::device::Device;
-use ktx_kernels::kv::KvType;
 use ktx_kernels::linear::cuda::measured_flops;
 use ktx_models::ModelDescription;
 use ktx_ops::WeightStore;
@@ -66,10 +65,7 @@ impl AutoPlacement {
             },
             context: settings.context,
             chunk_size: settings.chunk_size,
-            kv_element: match settings.kv_type {
-                KvType::F32 => 4,
-                _ => 2,
-            },
+            kv_type: settings.kv_type,
             gpu_workspace: None,
             workload: self.workload,
             machine,

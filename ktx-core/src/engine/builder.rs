@@ -18,7 +18,7 @@ use ktx_ops::{LoadProgress, Role, Streaming, try_registry};
 
 use super::auto::machine;
 use super::inputs::{Rules, Source, open, read_rules};
-use super::settings::{HostWeights, MemoryCheck, Settings, deferrable, positive};
+use super::settings::{HostWeights, MemoryCheck, Settings, cacheable, deferrable, positive};
 use super::{AdapterSet, AutoPlacement, Engine, Inner, LoadedAdapter, Runtime, runtime};
 use crate::chat::ChatTemplate;
 use crate::error::EngineError;
@@ -175,7 +175,8 @@ impl EngineBuilder {
         self
     }
 
-    /// How keys and values are stored; if not set, F16, and F32 with [`Precision::F32`].
+    /// How keys and values are stored; if not set, F16, and F32 with [`Precision::F32`]. [`KvType::Q8_0`] takes
+    /// half of F16's memory, rounds keys and values to 8 bits, and needs heads of a multiple of 32 values.
     pub fn kv_type(mut self, kv_type: KvType) -> Self {
         self.kv_type = Some(kv_type);
         self
@@ -257,10 +258,11 @@ impl EngineBuilder {
             sessions: positive("sessions", sessions.unwrap_or(DEFAULT_SESSIONS))?,
             sequences: positive("sequences", self.sequences.unwrap_or(DEFAULT_SEQUENCES))?,
             precision: self.precision,
-            kv_type: self.kv_type.unwrap_or(match self.precision {
-                Precision::F32 => KvType::F32,
-                _ => KvType::F16,
-            }),
+            kv_type: match (self.kv_type, self.precision) {
+                (Some(kv_type), _) => cacheable(kv_type, &description.tree)?,
+                (None, Precision::F32) => KvType::F32,
+                (None, _) => KvType::F16,
+            },
             deferred_experts: deferrable(self.deferred_experts, &description.tree)?,
             host_weights: self.host_weights,
             streaming: None,

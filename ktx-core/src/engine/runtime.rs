@@ -110,7 +110,6 @@ impl Parts {
     /// Bytes of the cache on each device: of one session in main memory, where pages are taken as they
     /// are used; of all on a GPU, where they are taken at once.
     pub(crate) fn kv_bytes(&self, settings: &Settings) -> BTreeMap<Device, u64> {
-        let element = settings.kv_type.element_bytes() as u64;
         let tokens = (pages_for(settings.context) * PAGE_TOKENS) as u64;
         let mut all = BTreeMap::new();
         for layout in &self.layouts {
@@ -118,7 +117,7 @@ impl Parts {
                 true => 1,
                 false => settings.sessions as u64,
             };
-            let row = (layout.k_width + layout.v_width) as u64 * element;
+            let row = settings.kv_type.bytes(layout.k_width + layout.v_width) as u64;
             let bytes = row.saturating_mul(tokens).saturating_mul(sessions);
             let sum: &mut u64 = all.entry(layout.device).or_default();
             *sum = sum.saturating_add(bytes);

@@ -90,3 +90,22 @@ pub(super) fn deferrable(experts: usize, tree: &Module) -> Result<usize, EngineE
         }),
     }
 }
+
+/// A type of the cache in which every head of a model is whole blocks.
+pub(super) fn cacheable(kv_type: KvType, tree: &Module) -> Result<KvType, EngineError> {
+    let parts = match &tree.spec {
+        Spec::Attention(spec) => [spec.head_dim, 0],
+        Spec::Mla(spec) => [spec.kv_lora_rank, spec.qk_rope_head_dim],
+        _ => [0, 0],
+    };
+    let block = kv_type.block();
+    if let Some(width) = parts.into_iter().find(|width| !width.is_multiple_of(block)) {
+        return Err(EngineError::KvBlocks {
+            kv_type: kv_type.name(),
+            path: tree.path.clone(),
+            width,
+            block,
+        });
+    }
+    tree.children.iter().try_fold(kv_type, cacheable)
+}

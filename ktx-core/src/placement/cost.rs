@@ -1,6 +1,8 @@
 //! What a stage costs wherever its parts are: the objective that the search makes as small as it can,
 //! and the predicted speed.
 
+use ktx_kernels::kv::KvType;
+
 use super::machine::Machine;
 use super::units::{Matrix, Part, Stage, Stages, Use};
 
@@ -99,8 +101,8 @@ pub(super) struct Conditions<'a> {
     pub workload: Workload,
     /// Tokens of the cache, whole pages.
     pub cache_tokens: u64,
-    /// Bytes of a cached value.
-    pub kv_element: u64,
+    /// How cached values are stored.
+    pub kv_type: KvType,
     /// Tokens of one prefill call.
     pub chunk: usize,
 }
@@ -147,8 +149,13 @@ impl Conditions<'_> {
         }
     }
 
+    /// Bytes that a token's entries in a part's cache take.
+    pub fn cache_bytes(&self, part: &Part) -> u64 {
+        self.kv_type.bytes(part.cache.width as usize) as u64
+    }
+
     fn part(&self, part: &Part) -> PartCost {
-        let cache = part.cache.width * self.kv_element * self.cache_tokens;
+        let cache = self.cache_bytes(part) * self.cache_tokens;
         PartCost {
             bytes: part.bytes() + cache,
             on_host: 0,
@@ -203,7 +210,7 @@ impl Conditions<'_> {
         bandwidth: f64,
         flops: f64,
     ) -> f64 {
-        let bytes = (part.cache.width * self.kv_element) as f64 * context;
+        let bytes = self.cache_bytes(part) as f64 * context;
         (bytes / bandwidth).max(part.cache.flops as f64 * context * tokens / flops)
     }
 }

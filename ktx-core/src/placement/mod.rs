@@ -38,6 +38,7 @@ pub mod units;
 use std::collections::BTreeMap;
 
 use ktx_kernels::device::{Device, DeviceKind};
+use ktx_kernels::kv::KvType;
 use ktx_models::ModelDescription;
 use ktx_ops::{OpError, WeightStore};
 
@@ -74,8 +75,8 @@ pub struct Request {
     pub context: usize,
     /// Prompt tokens of one call.
     pub chunk_size: usize,
-    /// Bytes of a cached value: 2 for F16, 4 for F32.
-    pub kv_element: u64,
+    /// How cached values are stored.
+    pub kv_type: KvType,
     /// Bytes of activations on a GPU, where they are known; else they are estimated.
     pub gpu_workspace: Option<u64>,
     /// What the machine will be asked for.
@@ -91,7 +92,7 @@ impl Request {
             budget,
             context: 8192,
             chunk_size: 512,
-            kv_element: 2,
+            kv_type: KvType::F16,
             gpu_workspace: None,
             workload: Workload::default(),
             machine,
@@ -245,7 +246,7 @@ fn conditions(request: &Request) -> Conditions<'_> {
         machine: &request.machine,
         workload: request.workload,
         cache_tokens: request.context.next_multiple_of(PAGE) as u64,
-        kv_element: request.kv_element,
+        kv_type: request.kv_type,
         chunk: request.chunk_size.min(request.context),
     }
 }
@@ -297,7 +298,7 @@ fn memory(
         let mut add = |part: &units::Part, spot| {
             let memory = all.entry(device(spot)).or_default();
             memory.weights += part.bytes();
-            memory.kv += part.cache.width * conditions.kv_element * conditions.cache_tokens;
+            memory.kv += conditions.cache_bytes(part) * conditions.cache_tokens;
         };
         add(&stage.home, choice.home);
         if let Some((part, _)) = &stage.ffn {

@@ -1,5 +1,6 @@
 //! From how many tokens on a prompt's experts are worth streaming to a GPU, and how many of them.
 
+use ktx_kernels::kv::KvType;
 use ktx_ops::{Module, OpError, Streaming, WeightStore};
 
 use super::cost::{Conditions, Workload};
@@ -43,7 +44,7 @@ pub(crate) fn streaming(
         machine,
         workload: Workload::default(),
         cache_tokens: 0,
-        kv_element: 2,
+        kv_type: KvType::F16,
         chunk: CHUNK,
     };
     let mean = |price: &dyn Fn(&Stage) -> f64| {

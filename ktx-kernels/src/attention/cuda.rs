@@ -298,14 +298,11 @@ impl Job<'_> {
             Arg::U32(self.window),
             Arg::U32(cut.splits as u32),
         ]);
-        let name = match self.kv_type {
-            KvType::F16 => "ktx_attend_scalar_f16",
-            KvType::F32 => "ktx_attend_scalar_f32",
-        };
+        let name = format!("ktx_attend_scalar_{}", self.kv_type.name());
         let floats = (self.k_dim + SCALAR_THREADS) * SCALAR_ENTRIES;
         let launch = self.grid(cut, SCALAR_THREADS);
         let launch = launch.with_shared(floats * size_of::<f32>());
-        let function = self.gpu.function("attention/scalar", name)?;
+        let function = self.gpu.function("attention/scalar", &name)?;
         // SAFETY: as above.
         unsafe { self.gpu.launch(function, launch, &args) }?;
         Ok(cut)
@@ -542,10 +539,7 @@ pub fn append(
     if rows == 0 {
         return Ok(());
     }
-    let name = match kv.kv_type() {
-        KvType::F16 => "ktx_append_f16",
-        KvType::F32 => "ktx_append_f32",
-    };
+    let name = format!("ktx_append_{}", kv.kv_type().name());
     let args = [
         k.arg(),
         Arg::Ptr(v.map_or(0, DeviceMatrix::address)),
@@ -558,7 +552,7 @@ pub fn append(
         Arg::U32(kv.v_width() as u32),
     ];
     let threads = kv.k_width().next_multiple_of(32).min(512) as u32;
-    let function = gpu.function("attention/append", name)?;
+    let function = gpu.function("attention/append", &name)?;
     // SAFETY: the kernel's arguments; widths checked above, and the step's pages are the cache's.
     unsafe { gpu.launch(function, Launch::linear(rows, threads).early(), &args) }
 }

@@ -5,7 +5,7 @@ use super::cuda::{self, DeviceGqaQuery, DeviceMlaQuery, DeviceNorm, DeviceRotati
 use super::tests::{Fixture, gqa_fixture, mla_expected, windowed};
 use super::{AttentionShape, MlaShape, cases};
 use crate::cuda::{DeviceBuffer, Gpu, StepInputs, StepValues};
-use crate::kv::{KvType, LayerKv, PAGE_TOKENS, SequenceKv};
+use crate::kv::{KvType, LayerKv, PAGE_TOKENS, PageId, SequenceKv};
 use crate::norm;
 use crate::rope::cuda::{DeviceRopeTable, rope};
 use crate::rope::{RopeConfig, RopeHeads, RopeLayout, RopeTable};
@@ -126,7 +126,7 @@ fn check_gqa(gpu: &Gpu, shape: &AttentionShape, batch: &[(usize, usize)], sinks:
         let out = run_gqa(gpu, shape, &fixture, kv_type, &q, sinks);
         let bound = match kv_type {
             KvType::F32 => BOUND,
-            KvType::F16 => TENSOR_CORE_BOUND,
+            _ => TENSOR_CORE_BOUND,
         };
         let what = format!("{kv_type:?} {shape:?} {batch:?}");
         assert_close(&out, &expected, bound, &what);
@@ -252,7 +252,7 @@ fn check_mla(gpu: &Gpu, shape: &MlaShape, batch: &[(usize, usize)], kv_type: KvT
     .unwrap();
     let bound = match kv_type {
         KvType::F32 => BOUND,
-        KvType::F16 => TENSOR_CORE_BOUND,
+        _ => TENSOR_CORE_BOUND,
     };
     assert_close(
         &out.values(),
@@ -273,48 +273,32 @@ fn gpu_append_rounds_as_the_host_does_and_touches_nothing_else() {
     ] {
         let fixture = Fixture::new(kv_type, widths, &[(60, 10), (0, 1), (64, 64)]);
         let there = OnGpu::new(&gpu, &fixture, kv_type, widths);
-        let elements = (widths.0 + widths.1) * PAGE_TOKENS;
-        let bytes: Vec<u8> = there
-            .kv
-            .device()
-            .unwrap()
-            .read(0, there.kv.bytes())
-            .unwrap();
-        let row = |page: usize, at: usize, width: usize| -> Vec<f32> {
-            let start = page * elements + at;
-            match kv_type {
-                KvType::F16 => bytes[2 * start..][..2 * width]
-                    .chunks(2)
-                    .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())
-                    .collect(),
-                KvType::F32 => bytes[4 * start..][..4 * width]
-                    .chunks(4)
-                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                    .collect(),
-            }
-        };
-        for (sequence, (k, v)) in fixture
-            .sequences()
-            .iter()
-            .zip(fixture.k.iter().zip(&fixture.v))
-        {
+        let mut found = LayerKv::new(kv_type, widths.0, widths.1, there.kv.pages()).unwrap();
+        let mut bytes = vec![0; found.page_bytes()];
+        for page in (0..there.kv.pages() as u32).map(PageId) {
+            there.kv.read_page(page, &mut bytes).unwrap();
+            found.write_page(page, &bytes).unwrap();
+        }
+        let (mut row, mut expected) = ([0.0; 1024], [0.0; 1024]);
+        for sequence in fixture.sequences() {
             for position in 0..sequence.pages.len() * PAGE_TOKENS {
-                let page = sequence.pages[position / PAGE_TOKENS].0 as usize;
-                let slot = position % PAGE_TOKENS;
-                let key = row(page, slot * widths.0, widths.0);
+                let (page, slot) = (
+                    sequence.pages[position / PAGE_TOKENS],
+                    position % PAGE_TOKENS,
+                );
+                let (row_k, expected_k) = (&mut row[..widths.0], &mut expected[..widths.0]);
+                found.read_k(page, slot, row_k);
                 if position >= sequence.len() {
-                    assert!(
-                        key.iter().all(|x| x.is_nan()),
-                        "position {position} was written"
-                    );
+                    let untouched = row_k.iter().all(|x| x.is_nan());
+                    assert!(untouched, "position {position} was written");
                     continue;
                 }
-                assert_eq!(key, k[position * widths.0..][..widths.0], "key {position}");
-                let at = PAGE_TOKENS * widths.0 + slot * widths.1;
-                assert_eq!(
-                    row(page, at, widths.1),
-                    v[position * widths.1..][..widths.1]
-                );
+                fixture.kv.read_k(page, slot, expected_k);
+                assert_eq!(row_k, expected_k, "{kv_type:?} key {position}");
+                let (row_v, expected_v) = (&mut row[..widths.1], &mut expected[..widths.1]);
+                found.read_v(page, slot, row_v);
+                fixture.kv.read_v(page, slot, expected_v);
+                assert_eq!(row_v, expected_v, "{kv_type:?} value {position}");
             }
         }
     }

@@ -8,17 +8,42 @@ use crate::testing::{Random, assert_close, pools};
 
 /// A batch with random rows in shuffled pages, and the same rows widened for the reference.
 pub(super) struct Fixture {
-    kv: LayerKv,
+    pub(super) kv: LayerKv,
     pages: Vec<Vec<PageId>>,
     pub(super) lengths: Vec<(usize, usize)>,
     pub(super) k: Vec<Vec<f32>>,
     pub(super) v: Vec<Vec<f32>>,
 }
 
-fn round(kv_type: KvType, x: &mut [f32]) {
-    if kv_type == KvType::F16 {
-        x.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
+/// What the cache holds of rows: rounded by the format's definition, or for blocks, whose rounding has tests of its
+/// own, as it gives them back.
+fn stored(kv: &LayerKv, pages: &[PageId], rows: [&mut [f32]; 2]) {
+    let [k, v] = rows;
+    match kv.kv_type() {
+        KvType::F32 => {}
+        KvType::F16 => {
+            let round = |x: &mut f32| *x = f16::from_f32(*x).to_f32();
+            k.iter_mut().for_each(round);
+            v.iter_mut().for_each(round);
+        }
+        KvType::Q8_0 => {
+            let place = |at: usize| (pages[at / PAGE_TOKENS], at % PAGE_TOKENS);
+            for (at, row) in k.chunks_mut(kv.k_width()).enumerate() {
+                kv.read_k(place(at).0, place(at).1, row);
+            }
+            for (at, row) in v.chunks_mut(kv.v_width().max(1)).enumerate() {
+                kv.read_v(place(at).0, place(at).1, row);
+            }
+        }
     }
+}
+
+/// The types of a cache with heads of these widths.
+pub(super) fn kv_types(widths: [usize; 2]) -> impl Iterator<Item = KvType> {
+    let fits = move |kv_type: &KvType| widths.iter().all(|w| w.is_multiple_of(kv_type.block()));
+    [KvType::F32, KvType::F16, KvType::Q8_0]
+        .into_iter()
+        .filter(fits)
 }
 
 impl Fixture {
@@ -49,8 +74,7 @@ impl Fixture {
                 tokens: len,
             };
             kv.write_sequence(&all, &rows.0, &rows.1);
-            round(kv_type, &mut rows.0);
-            round(kv_type, &mut rows.1);
+            stored(&kv, &list, [&mut rows.0, &mut rows.1]);
             pages.push(list);
             k.push(rows.0);
             v.push(rows.1);
@@ -166,7 +190,7 @@ pub(super) fn gqa_fixture(
 }
 
 fn check_gqa(pool: &ThreadPool, shape: &AttentionShape, batch: &[(usize, usize)]) {
-    for kv_type in [KvType::F32, KvType::F16] {
+    for kv_type in kv_types([shape.k_head_dim, shape.v_head_dim]) {
         let (fixture, q) = gqa_fixture(kv_type, shape, batch);
         let expected = fixture.expected(shape, &q, None);
         for level in IsaLevel::supported() {
@@ -378,8 +402,8 @@ fn mla_agrees_with_f64_at_every_shape_and_batch() {
             _ => cases::LONG_BATCHES,
         };
         for batch in cases::BATCHES.iter().chain(long) {
-            for kv_type in [KvType::F32, KvType::F16] {
-                let width = shape.kv_lora + shape.rope;
+            let width = shape.kv_lora + shape.rope;
+            for kv_type in kv_types([shape.kv_lora, shape.rope]) {
                 let mut fixture = Fixture::new(kv_type, (width, 0), batch);
                 let q = Random::new(5).floats(fixture.tokens() * shape.heads * width, 1.0);
                 let expected = mla_expected(&shape, &mut fixture, &q);
@@ -417,11 +441,14 @@ fn results_do_not_depend_on_the_thread_count() {
     for window in [1, 100, 700] {
         let shape = windowed(&cases::shapes()[0], window);
         for batch in cases::LONG_BATCHES {
-            let (fixture, q) = gqa_fixture(KvType::F16, &shape, batch);
-            let expected = run_gqa(cpu::level(), &pools()[0], &shape, &fixture, &q);
-            for pool in pools() {
-                let out = run_gqa(cpu::level(), &pool, &shape, &fixture, &q);
-                assert_eq!(out, expected, "{window} {batch:?} {}", pool.threads());
+            for kv_type in kv_types([64, 64]) {
+                let (fixture, q) = gqa_fixture(kv_type, &shape, batch);
+                let expected = run_gqa(cpu::level(), &pools()[0], &shape, &fixture, &q);
+                for pool in pools() {
+                    let out = run_gqa(cpu::level(), &pool, &shape, &fixture, &q);
+                    let what = format!("{window} {batch:?} {kv_type:?} {}", pool.threads());
+                    assert_eq!(out, expected, "{what}");
+                }
             }
         }
     }

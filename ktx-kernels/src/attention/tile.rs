@@ -9,19 +9,39 @@
 //! Every score and every output element has one accumulator that is filled in ascending order,
 //! whatever the block it is computed in.
 
-use half::f16;
-
 use super::source::Rows;
 use crate::activation::exp_row_lanes;
 use crate::cpu::IsaLevel;
 use crate::kv::{KvSlice, PAGE_TOKENS};
-use crate::lanes::{Element, Lanes, lanes_entry};
+use crate::lanes::{Lanes, ScaledBytes, Stored, lanes_entry};
 
 /// Keys in a block of scores.
 const KEY_BLOCK: usize = 4;
 /// Vectors of value columns in a block.
 const COLUMN_BLOCK: usize = 4;
 
+/// Calls a kernel with the pointer to some cache elements.
+macro_rules! with_stored {
+    ($data:expr, |$x:ident| $call:expr) => {
+        match $data {
+            KvSlice::F16(x) => {
+                let $x = x.as_ptr();
+                $call
+            }
+            KvSlice::F32(x) => {
+                let $x = x.as_ptr();
+                $call
+            }
+            KvSlice::Q8_0 { quants, scales } => {
+                let $x = ScaledBytes {
+                    quants: quants.as_ptr(),
+                    scales: scales.as_ptr(),
+                };
+                $call
+            }
+        }
+    };
+}
 /// `scores[r * PAGE_TOKENS + j] = q_r . k_j` for the rows of `q` `[rows, dim]` and `keys` keys.
 pub(super) fn scores(
     level: IsaLevel,
@@ -39,14 +59,9 @@ pub(super) fn scores(
     // SAFETY: the level is supported; `q` has `rows` rows, `k` has `keys` rows of `dim` at
     // `stride`, and `scores` a row of `PAGE_TOKENS` for each of `q` (all checked).
     unsafe {
-        match k.data {
-            KvSlice::F16(k) => {
-                scores_of::<f16>(level, q, rows, dim, k.as_ptr(), stride, keys, scores);
-            }
-            KvSlice::F32(k) => {
-                scores_of::<f32>(level, q, rows, dim, k.as_ptr(), stride, keys, scores);
-            }
-        }
+        with_stored!(k.data, |k| scores_of(
+            level, q, rows, dim, k, stride, keys, scores
+        ));
     }
 }
 
@@ -75,14 +90,9 @@ pub(super) fn add_values(
     // SAFETY: the level is supported; `acc` has `rows` rows of `dim`, `weights` and `correction`
     // as many, and `v` has `keys` rows of `dim` at `stride` (all checked).
     unsafe {
-        match v.data {
-            KvSlice::F16(v) => {
-                values_of::<f16>(level, w, c, rows, v.as_ptr(), stride, keys, acc, dim);
-            }
-            KvSlice::F32(v) => {
-                values_of::<f32>(level, w, c, rows, v.as_ptr(), stride, keys, acc, dim);
-            }
-        }
+        with_stored!(v.data, |v| values_of(
+            level, w, c, rows, v, stride, keys, acc, dim
+        ));
     }
 }
 
@@ -99,17 +109,9 @@ pub(super) fn widen(level: IsaLevel, x: Rows<'_>, keys: usize, dim: usize, out: 
     check_rows(x, keys, dim);
     assert!(out.len() >= keys * dim);
     assert!(level.is_supported(), "this CPU lacks {level}");
-    match x.data {
-        // SAFETY: the level is supported; both matrices have `keys` rows of `dim` (checked).
-        KvSlice::F16(data) => unsafe {
-            widen_of(level, data.as_ptr(), x.stride, keys, dim, out.as_mut_ptr());
-        },
-        KvSlice::F32(data) => {
-            for (j, row) in out.chunks_exact_mut(dim).take(keys).enumerate() {
-                row.copy_from_slice(&data[j * x.stride..][..dim]);
-            }
-        }
-    }
+    let (stride, out) = (x.stride, out.as_mut_ptr());
+    // SAFETY: the level is supported; both matrices have `keys` rows of `dim` (checked).
+    unsafe { with_stored!(x.data, |x| widen_of(level, x, stride, keys, dim, out)) }
 }
 
 fn check_rows(x: Rows<'_>, keys: usize, dim: usize) {
@@ -126,7 +128,7 @@ lanes_entry! {
     /// As [`scores`], whose checks establish it.
     #[allow(clippy::too_many_arguments)]
     unsafe fn scores_of(
-        q: *const f32, rows: usize, dim: usize, k: *const E, stride: usize, keys: usize,
+        q: *const f32, rows: usize, dim: usize, k: E, stride: usize, keys: usize,
         scores: *mut f32,
     ) = scores_lanes::<E>
 }
@@ -136,7 +138,7 @@ lanes_entry! {
     /// As [`add_values`], whose checks establish it.
     #[allow(clippy::too_many_arguments)]
     unsafe fn values_of(
-        weights: *const f32, correction: *const f32, rows: usize, v: *const E, stride: usize,
+        weights: *const f32, correction: *const f32, rows: usize, v: E, stride: usize,
         keys: usize, acc: *mut f32, dim: usize,
     ) = values_lanes::<E>
 }
@@ -150,17 +152,17 @@ lanes_entry! {
 lanes_entry! {
     /// # Safety
     /// As [`widen`], whose checks establish it.
-    unsafe fn widen_of(x: *const f16, stride: usize, keys: usize, dim: usize, out: *mut f32)
-        = widen_lanes
+    unsafe fn widen_of(x: E, stride: usize, keys: usize, dim: usize, out: *mut f32)
+        = widen_lanes::<E>
 }
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn scores_lanes<L: Lanes, E: Element>(
+unsafe fn scores_lanes<L: Lanes, E: Stored>(
     q: *const f32,
     rows: usize,
     dim: usize,
-    k: *const E,
+    k: E,
     stride: usize,
     keys: usize,
     scores: *mut f32,
@@ -169,8 +171,8 @@ unsafe fn scores_lanes<L: Lanes, E: Element>(
         let count = KEY_BLOCK.min(keys - first);
         // Keys beyond the last repeat it; their scores are not stored.
         // SAFETY: every index is below `keys`.
-        let k: [*const E; KEY_BLOCK] =
-            std::array::from_fn(|i| unsafe { k.add((first + i.min(count - 1)) * stride) });
+        let k: [E; KEY_BLOCK] =
+            std::array::from_fn(|i| unsafe { k.skip((first + i.min(count - 1)) * stride) });
         let mut r = 0;
         // SAFETY: `r` stays below `rows`, and a block takes no more rows than are left.
         unsafe {
@@ -196,10 +198,10 @@ unsafe fn scores_lanes<L: Lanes, E: Element>(
 
 /// Scores of `R` rows and [`KEY_BLOCK`] keys, of which `count` are stored.
 #[inline(always)]
-unsafe fn score_block<L: Lanes, E: Element, const R: usize>(
+unsafe fn score_block<L: Lanes, E: Stored, const R: usize>(
     q: *const f32,
     dim: usize,
-    k: [*const E; KEY_BLOCK],
+    k: [E; KEY_BLOCK],
     count: usize,
     scores: *mut f32,
 ) {
@@ -214,7 +216,7 @@ unsafe fn score_block<L: Lanes, E: Element, const R: usize>(
                 *vector = L::load(q.add(r * dim + d));
             }
             for (j, k) in k.iter().enumerate() {
-                let k: L = E::load(k.add(d));
+                let k: L = k.load(d);
                 for r in 0..R {
                     acc[r][j] = q_vectors[r].mul_add(k, acc[r][j]);
                 }
@@ -222,7 +224,7 @@ unsafe fn score_block<L: Lanes, E: Element, const R: usize>(
         }
         if whole < dim {
             for (j, k) in k.iter().enumerate() {
-                let k: L = E::load_partial(k.add(whole), dim - whole);
+                let k: L = k.load_partial(whole, dim - whole);
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let q = L::load_partial(q.add(r * dim + whole), dim - whole);
                     acc[j] = q.mul_add(k, acc[j]);
@@ -238,11 +240,11 @@ unsafe fn score_block<L: Lanes, E: Element, const R: usize>(
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn values_lanes<L: Lanes, E: Element>(
+unsafe fn values_lanes<L: Lanes, E: Stored>(
     weights: *const f32,
     correction: *const f32,
     rows: usize,
-    v: *const E,
+    v: E,
     stride: usize,
     keys: usize,
     acc: *mut f32,
@@ -274,10 +276,10 @@ unsafe fn values_lanes<L: Lanes, E: Element>(
 
 /// All columns of `R` rows.
 #[inline(always)]
-unsafe fn value_rows<L: Lanes, E: Element, const R: usize>(
+unsafe fn value_rows<L: Lanes, E: Stored, const R: usize>(
     weights: *const f32,
     correction: *const f32,
-    v: *const E,
+    v: E,
     stride: usize,
     keys: usize,
     acc: *mut f32,
@@ -288,39 +290,49 @@ unsafe fn value_rows<L: Lanes, E: Element, const R: usize>(
     // SAFETY: blocks cover the columns `0..dim` once; the rest is the caller's contract.
     unsafe {
         while d + wide <= dim {
-            let (v, acc) = (v.add(d), acc.add(d));
             value_block::<L, E, R, COLUMN_BLOCK>(
                 weights,
                 correction,
                 v,
                 stride,
                 keys,
-                acc,
+                acc.add(d),
                 dim,
+                d,
                 L::COUNT,
             );
             d += wide;
         }
         while d < dim {
-            let (v, acc) = (v.add(d), acc.add(d));
             let columns = L::COUNT.min(dim - d);
-            value_block::<L, E, R, 1>(weights, correction, v, stride, keys, acc, dim, columns);
+            value_block::<L, E, R, 1>(
+                weights,
+                correction,
+                v,
+                stride,
+                keys,
+                acc.add(d),
+                dim,
+                d,
+                columns,
+            );
             d += columns;
         }
     }
 }
 
-/// `C` vectors of columns of `R` rows; the last vector has `columns` of them.
+/// `C` vectors of columns of `R` rows, from column `first` on; the last vector has `columns` of them.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn value_block<L: Lanes, E: Element, const R: usize, const C: usize>(
+unsafe fn value_block<L: Lanes, E: Stored, const R: usize, const C: usize>(
     weights: *const f32,
     correction: *const f32,
-    v: *const E,
+    v: E,
     stride: usize,
     keys: usize,
     acc: *mut f32,
     dim: usize,
+    first: usize,
     columns: usize,
 ) {
     let whole = columns == L::COUNT;
@@ -343,11 +355,11 @@ unsafe fn value_block<L: Lanes, E: Element, const R: usize, const C: usize>(
         for j in 0..keys {
             let mut v_vectors = [L::splat(0.0); C];
             for (c, vector) in v_vectors.iter_mut().enumerate() {
-                let p = v.add(j * stride + c * L::COUNT);
+                let at = j * stride + first + c * L::COUNT;
                 *vector = if whole {
-                    E::load(p)
+                    v.load(at)
                 } else {
-                    E::load_partial(p, columns)
+                    v.load_partial(at, columns)
                 };
             }
             for (r, row) in sums.iter_mut().enumerate() {
@@ -371,8 +383,8 @@ unsafe fn value_block<L: Lanes, E: Element, const R: usize, const C: usize>(
 }
 
 #[inline(always)]
-unsafe fn widen_lanes<L: Lanes>(
-    x: *const f16,
+unsafe fn widen_lanes<L: Lanes, E: Stored>(
+    x: E,
     stride: usize,
     keys: usize,
     dim: usize,
@@ -382,12 +394,12 @@ unsafe fn widen_lanes<L: Lanes>(
     for j in 0..keys {
         // SAFETY: both matrices have `keys` rows of `dim` elements (the caller's contract).
         unsafe {
-            let (x, out) = (x.add(j * stride), out.add(j * dim));
+            let (x, out) = (x.skip(j * stride), out.add(j * dim));
             for d in (0..whole).step_by(L::COUNT) {
-                L::load_f16(x.add(d)).store(out.add(d));
+                x.load::<L>(d).store(out.add(d));
             }
             if whole < dim {
-                let rest = L::load_f16_partial(x.add(whole), dim - whole);
+                let rest: L = x.load_partial(whole, dim - whole);
                 rest.store_partial(out.add(whole), dim - whole);
             }
         }

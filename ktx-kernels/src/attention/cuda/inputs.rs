@@ -3,7 +3,7 @@
 use super::super::{AttentionShape, MlaShape};
 use super::device_cache;
 use crate::cuda::{Arg, CudaError, DeviceBuffer, DeviceMatrix, Gpu, Launch, StepView};
-use crate::kv::{KvType, LayerKv};
+use crate::kv::LayerKv;
 use crate::rope::RopeLayout;
 use crate::rope::cuda::{DeviceRopeTable, layout_number};
 
@@ -106,15 +106,12 @@ pub fn gqa_inputs(
         shape.v_head_dim,
     ];
     args.extend(sizes.map(|n| Arg::U32(n as u32)));
-    let name = match kv.kv_type() {
-        KvType::F16 => "ktx_grouped_inputs_f16",
-        KvType::F32 => "ktx_grouped_inputs_f32",
-    };
+    let name = format!("ktx_grouped_inputs_{}", kv.kv_type().name());
     let heads = shape.heads + 2 * shape.kv_heads;
     let launch = Launch::grid([rows, heads.div_ceil(WARPS), 1], 32 * WARPS as u32).early();
     let launch = launch.with_shared(WARPS * bytes);
     // SAFETY: the kernel's arguments; shapes checked above, and the step's pages are the cache's.
-    unsafe { gpu.launch(gpu.function("attention/inputs", name)?, launch, &args) }
+    unsafe { gpu.launch(gpu.function("attention/inputs", &name)?, launch, &args) }
 }
 
 /// Where the heads' rotated parts lie in a row of queries.
@@ -178,15 +175,12 @@ pub fn mla_inputs(
     args.extend(step_args(step));
     let sizes = [shape.heads, parts.stride, parts.offset, shape.kv_lora];
     args.extend(sizes.map(|n| Arg::U32(n as u32)));
-    let name = match kv.kv_type() {
-        KvType::F16 => "ktx_latent_inputs_f16",
-        KvType::F32 => "ktx_latent_inputs_f32",
-    };
+    let name = format!("ktx_latent_inputs_{}", kv.kv_type().name());
     let blocks = (shape.heads + 1).div_ceil(WARPS);
     let launch = Launch::grid([q.rows(), blocks, 1], 32 * WARPS as u32).early();
     let launch = launch.with_shared(width * size_of::<f32>());
     // SAFETY: as above.
-    unsafe { gpu.launch(gpu.function("attention/inputs", name)?, launch, &args) }
+    unsafe { gpu.launch(gpu.function("attention/inputs", &name)?, launch, &args) }
 }
 
 fn step_args(step: StepView) -> [Arg; 4] {

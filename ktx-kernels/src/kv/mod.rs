@@ -9,12 +9,17 @@
 //! `v_width` 0. The memory is requested zeroed from the system, so pages that were never
 //! written cost address space only.
 
+mod element;
+
+use std::ops::Range;
+
 use bytemuck::{cast_slice, cast_slice_mut};
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 use crate::cuda::{CudaError, DeviceBuffer, Gpu};
 use crate::zeroed::{Refusal, zeroed};
+
+use element::write_row;
+pub use element::{KvSlice, KvType, Q8_BLOCK};
 
 /// Positions in one page.
 pub const PAGE_TOKENS: usize = 64;
@@ -26,26 +31,6 @@ pub struct PageId(pub u32);
 impl PageId {
     fn index(self) -> usize {
         self.0 as usize
-    }
-}
-
-/// Element type of the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum KvType {
-    /// IEEE half precision: 2 bytes an element.
-    F16,
-    /// Single precision: 4 bytes an element, nothing is rounded.
-    F32,
-}
-
-impl KvType {
-    /// Bytes of one element.
-    pub fn element_bytes(self) -> usize {
-        match self {
-            KvType::F16 => size_of::<f16>(),
-            KvType::F32 => size_of::<f32>(),
-        }
     }
 }
 
@@ -63,6 +48,20 @@ pub enum KvError {
         k_width: usize,
         /// Elements of a value row.
         v_width: usize,
+    },
+    /// Rows that are not whole blocks of the type.
+    #[error("a KV cache of type {} stores {} values together, and rows have {width}; use f16", kv_type.name(), kv_type.block())]
+    NotBlocks {
+        /// Type of the cache.
+        kv_type: KvType,
+        /// Elements of a key or value row.
+        width: usize,
+    },
+    /// The kernels of a GPU do not read the type.
+    #[error("a KV cache of type {} is for the CPU; use f16 with a GPU", kv_type.name())]
+    NotOnGpu {
+        /// Type of the cache.
+        kv_type: KvType,
     },
     /// The system refused the memory.
     #[error(
@@ -100,77 +99,47 @@ impl SequenceKv<'_> {
     }
 }
 
-/// Cache elements in one of the stored types, borrowed.
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub enum KvSlice<'a> {
-    /// Half precision.
-    F16(&'a [f16]),
-    /// Single precision.
-    F32(&'a [f32]),
-}
-
-impl<'a> KvSlice<'a> {
-    /// Elements in the slice.
-    pub fn len(&self) -> usize {
-        match self {
-            KvSlice::F16(x) => x.len(),
-            KvSlice::F32(x) => x.len(),
-        }
-    }
-
-    /// Whether the slice is empty.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The elements from `start` on.
-    ///
-    /// # Panics
-    /// If `start` is beyond the end.
-    pub fn skip(self, start: usize) -> KvSlice<'a> {
-        match self {
-            KvSlice::F16(x) => KvSlice::F16(&x[start..]),
-            KvSlice::F32(x) => KvSlice::F32(&x[start..]),
-        }
-    }
-
-    /// The first `count` elements.
-    ///
-    /// # Panics
-    /// If there are fewer.
-    pub fn take(self, count: usize) -> KvSlice<'a> {
-        match self {
-            KvSlice::F16(x) => KvSlice::F16(&x[..count]),
-            KvSlice::F32(x) => KvSlice::F32(&x[..count]),
-        }
-    }
-
-    /// Converts to single precision.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn to_f32(self, out: &mut [f32]) {
-        match self {
-            KvSlice::F16(x) => x.convert_to_f32_slice(out),
-            KvSlice::F32(x) => out.copy_from_slice(x),
-        }
-    }
-}
-
 enum Storage {
-    F16(Vec<f16>),
-    F32(Vec<f32>),
-    Gpu(DeviceBuffer, KvType),
+    /// Bytes, allocated in words so that every type is aligned in them.
+    Host(Vec<u32>),
+    Gpu(DeviceBuffer),
 }
 
 const ON_GPU: &str = "a KV cache on a GPU was to be used on the host";
 
-fn elements(k_width: usize, v_width: usize, pages: usize) -> Result<usize, KvError> {
+impl Storage {
+    fn host(&self) -> &[u8] {
+        match self {
+            Storage::Host(words) => cast_slice(words),
+            Storage::Gpu(_) => panic!("{ON_GPU}"),
+        }
+    }
+
+    fn host_mut(&mut self) -> &mut [u8] {
+        match self {
+            Storage::Host(words) => cast_slice_mut(words),
+            Storage::Gpu(_) => panic!("{ON_GPU}"),
+        }
+    }
+}
+
+/// Bytes of a cache, after checking that its rows are whole blocks.
+fn bytes_of(
+    kv_type: KvType,
+    k_width: usize,
+    v_width: usize,
+    pages: usize,
+) -> Result<usize, KvError> {
+    for width in [k_width, v_width] {
+        if !width.is_multiple_of(kv_type.block()) {
+            return Err(KvError::NotBlocks { kv_type, width });
+        }
+    }
     k_width
         .checked_add(v_width)
         .and_then(|row| row.checked_mul(PAGE_TOKENS))
         .and_then(|page| page.checked_mul(pages))
+        .and_then(|elements| kv_type.checked_bytes(elements))
         .ok_or(KvError::TooLarge {
             pages,
             k_width,
@@ -180,6 +149,7 @@ fn elements(k_width: usize, v_width: usize, pages: usize) -> Result<usize, KvErr
 
 /// Keys and values of one layer, for all pages of the pool.
 pub struct LayerKv {
+    kv_type: KvType,
     storage: Storage,
     k_width: usize,
     v_width: usize,
@@ -198,7 +168,7 @@ impl LayerKv {
         v_width: usize,
         pages: usize,
     ) -> Result<LayerKv, KvError> {
-        let elements = elements(k_width, v_width, pages)?;
+        let bytes = bytes_of(kv_type, k_width, v_width, pages)?;
         let refused = |refusal| match refusal {
             Refusal::TooLarge => KvError::TooLarge {
                 pages,
@@ -207,12 +177,11 @@ impl LayerKv {
             },
             Refusal::OutOfMemory { bytes } => KvError::OutOfMemory { bytes },
         };
-        let storage = match kv_type {
-            KvType::F16 => Storage::F16(zeroed(elements).map_err(refused)?),
-            KvType::F32 => Storage::F32(zeroed(elements).map_err(refused)?),
-        };
+        // A page of any type is whole words.
+        let words = zeroed(bytes / size_of::<u32>()).map_err(refused)?;
         Ok(LayerKv {
-            storage,
+            kv_type,
+            storage: Storage::Host(words),
             k_width,
             v_width,
             pages,
@@ -230,15 +199,13 @@ impl LayerKv {
         v_width: usize,
         pages: usize,
     ) -> Result<LayerKv, KvError> {
-        let bytes = elements(k_width, v_width, pages)?
-            .checked_mul(kv_type.element_bytes())
-            .ok_or(KvError::TooLarge {
-                pages,
-                k_width,
-                v_width,
-            })?;
+        if kv_type == KvType::Q8_0 {
+            return Err(KvError::NotOnGpu { kv_type });
+        }
+        let bytes = bytes_of(kv_type, k_width, v_width, pages)?;
         Ok(LayerKv {
-            storage: Storage::Gpu(DeviceBuffer::zeroed(gpu, bytes)?, kv_type),
+            kv_type,
+            storage: Storage::Gpu(DeviceBuffer::zeroed(gpu, bytes)?),
             k_width,
             v_width,
             pages,
@@ -248,18 +215,14 @@ impl LayerKv {
     /// The memory, if it is a GPU's.
     pub fn device(&self) -> Option<&DeviceBuffer> {
         match &self.storage {
-            Storage::Gpu(buffer, _) => Some(buffer),
-            _ => None,
+            Storage::Gpu(buffer) => Some(buffer),
+            Storage::Host(_) => None,
         }
     }
 
     /// Element type.
     pub fn kv_type(&self) -> KvType {
-        match self.storage {
-            Storage::F16(_) => KvType::F16,
-            Storage::F32(_) => KvType::F32,
-            Storage::Gpu(_, kv_type) => kv_type,
-        }
+        self.kv_type
     }
 
     /// Elements of a key row.
@@ -279,30 +242,30 @@ impl LayerKv {
 
     /// Bytes of address space that the cache takes; committed page by page as it is written.
     pub fn bytes(&self) -> usize {
-        self.page_elements() * self.pages * self.kv_type().element_bytes()
+        self.page_bytes() * self.pages
     }
 
-    fn page_elements(&self) -> usize {
-        (self.k_width + self.v_width) * PAGE_TOKENS
+    /// Bytes of one page: its key rows and behind them its value rows.
+    pub fn page_bytes(&self) -> usize {
+        let elements = (self.k_width + self.v_width) * PAGE_TOKENS;
+        self.kv_type.bytes(elements)
     }
 
-    /// Start of page `page`, after checking that it exists.
-    fn page_start(&self, page: PageId) -> usize {
+    /// The bytes of a page, after checking that it exists.
+    fn page_range(&self, page: PageId) -> Range<usize> {
         assert!(
             page.index() < self.pages,
             "page {} of a KV cache with {} pages",
             page.0,
             self.pages
         );
-        page.index() * self.page_elements()
+        let start = page.index() * self.page_bytes();
+        start..start + self.page_bytes()
     }
 
-    fn slice(&self, start: usize, len: usize) -> KvSlice<'_> {
-        match &self.storage {
-            Storage::F16(data) => KvSlice::F16(&data[start..start + len]),
-            Storage::F32(data) => KvSlice::F32(&data[start..start + len]),
-            Storage::Gpu(..) => panic!("{ON_GPU}"),
-        }
+    /// Where the value rows begin in a page.
+    fn key_bytes(&self) -> usize {
+        self.kv_type.bytes(PAGE_TOKENS * self.k_width)
     }
 
     /// Key rows of a page, `[PAGE_TOKENS, k_width]`.
@@ -310,7 +273,8 @@ impl LayerKv {
     /// # Panics
     /// If the page does not exist.
     pub fn k_page(&self, page: PageId) -> KvSlice<'_> {
-        self.slice(self.page_start(page), PAGE_TOKENS * self.k_width)
+        let bytes = &self.storage.host()[self.page_range(page)][..self.key_bytes()];
+        KvSlice::of_bytes(self.kv_type, bytes, PAGE_TOKENS * self.k_width)
     }
 
     /// Value rows of a page, `[PAGE_TOKENS, v_width]`.
@@ -318,8 +282,8 @@ impl LayerKv {
     /// # Panics
     /// If the page does not exist.
     pub fn v_page(&self, page: PageId) -> KvSlice<'_> {
-        let start = self.page_start(page) + PAGE_TOKENS * self.k_width;
-        self.slice(start, PAGE_TOKENS * self.v_width)
+        let bytes = &self.storage.host()[self.page_range(page)][self.key_bytes()..];
+        KvSlice::of_bytes(self.kv_type, bytes, PAGE_TOKENS * self.v_width)
     }
 
     /// Stores one position: `k` `[k_width]` and `v` `[v_width]`, rounded to the cache's type.
@@ -330,19 +294,10 @@ impl LayerKv {
         assert!(slot < PAGE_TOKENS, "slot {slot} of a page of {PAGE_TOKENS}");
         assert_eq!(k.len(), self.k_width, "width of the key row");
         assert_eq!(v.len(), self.v_width, "width of the value row");
-        let page = self.page_start(page);
-        let k_start = page + slot * self.k_width;
-        let v_start = page + PAGE_TOKENS * self.k_width + slot * self.v_width;
-        match &mut self.storage {
-            Storage::F16(data) => {
-                data[k_start..k_start + k.len()].convert_from_f32_slice(k);
-                data[v_start..v_start + v.len()].convert_from_f32_slice(v);
-            }
-            Storage::F32(data) => {
-                data[k_start..k_start + k.len()].copy_from_slice(k);
-                data[v_start..v_start + v.len()].copy_from_slice(v);
-            }
-            Storage::Gpu(..) => panic!("{ON_GPU}"),
+        let (kv_type, key_bytes, page) = (self.kv_type, self.key_bytes(), self.page_range(page));
+        let (keys, values) = self.storage.host_mut()[page].split_at_mut(key_bytes);
+        for (rows, x) in [(keys, k), (values, v)] {
+            write_row(kv_type, rows, PAGE_TOKENS * x.len(), slot * x.len(), x);
         }
     }
 
@@ -371,7 +326,7 @@ impl LayerKv {
     /// # Panics
     /// If the page or slot does not exist or `out` has another width.
     pub fn read_k(&self, page: PageId, slot: usize, out: &mut [f32]) {
-        self.read_row(self.page_start(page), slot, self.k_width, out);
+        read_row(self.k_page(page), slot, self.k_width, out);
     }
 
     /// Reads one value row in single precision into `out` `[v_width]`.
@@ -379,19 +334,7 @@ impl LayerKv {
     /// # Panics
     /// If the page or slot does not exist or `out` has another width.
     pub fn read_v(&self, page: PageId, slot: usize, out: &mut [f32]) {
-        let start = self.page_start(page) + PAGE_TOKENS * self.k_width;
-        self.read_row(start, slot, self.v_width, out);
-    }
-
-    fn read_row(&self, start: usize, slot: usize, width: usize, out: &mut [f32]) {
-        assert!(slot < PAGE_TOKENS, "slot {slot} of a page of {PAGE_TOKENS}");
-        assert_eq!(out.len(), width, "width of the row to read");
-        self.slice(start + slot * width, width).to_f32(out);
-    }
-
-    /// Bytes of one page: its key rows and behind them its value rows.
-    pub fn page_bytes(&self) -> usize {
-        self.page_elements() * self.kv_type().element_bytes()
+        read_row(self.v_page(page), slot, self.v_width, out);
     }
 
     /// Copies a page's rows, as they are in memory, to `out` `[page_bytes]`.
@@ -402,14 +345,11 @@ impl LayerKv {
     /// # Panics
     /// If the page does not exist or `out` has another length.
     pub fn read_page(&self, page: PageId, out: &mut [u8]) -> Result<(), KvError> {
-        let (start, len) = (self.page_start(page), self.page_elements());
+        let range = self.page_range(page);
+        assert_eq!(out.len(), range.len(), "bytes of a page");
         match &self.storage {
-            Storage::F16(data) => out.copy_from_slice(cast_slice(&data[start..start + len])),
-            Storage::F32(data) => out.copy_from_slice(cast_slice(&data[start..start + len])),
-            Storage::Gpu(buffer, kv_type) => {
-                assert_eq!(out.len(), self.page_bytes(), "bytes of a page");
-                buffer.read_into(start * kv_type.element_bytes(), out)?;
-            }
+            Storage::Host(_) => out.copy_from_slice(&self.storage.host()[range]),
+            Storage::Gpu(buffer) => buffer.read_into(range.start, out)?,
         }
         Ok(())
     }
@@ -422,18 +362,11 @@ impl LayerKv {
     /// # Panics
     /// If the page does not exist or `bytes` has another length.
     pub fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), KvError> {
-        let (start, len) = (self.page_start(page), self.page_elements());
-        assert_eq!(bytes.len(), self.page_bytes(), "bytes of a page");
+        let range = self.page_range(page);
+        assert_eq!(bytes.len(), range.len(), "bytes of a page");
         match &mut self.storage {
-            Storage::F16(data) => {
-                cast_slice_mut(&mut data[start..start + len]).copy_from_slice(bytes);
-            }
-            Storage::F32(data) => {
-                cast_slice_mut(&mut data[start..start + len]).copy_from_slice(bytes);
-            }
-            Storage::Gpu(buffer, kv_type) => {
-                buffer.write(start * kv_type.element_bytes(), bytes)?;
-            }
+            Storage::Host(words) => cast_slice_mut(words)[range].copy_from_slice(bytes),
+            Storage::Gpu(buffer) => buffer.write(range.start, bytes)?,
         }
         Ok(())
     }
@@ -444,14 +377,15 @@ impl LayerKv {
     /// # Panics
     /// If a page does not exist.
     pub fn copy_page(&mut self, from: PageId, to: PageId) {
-        let len = self.page_elements();
-        let (from, to) = (self.page_start(from), self.page_start(to));
-        match &mut self.storage {
-            Storage::F16(data) => data.copy_within(from..from + len, to),
-            Storage::F32(data) => data.copy_within(from..from + len, to),
-            Storage::Gpu(..) => panic!("{ON_GPU}"),
-        }
+        let (from, to) = (self.page_range(from), self.page_range(to));
+        self.storage.host_mut().copy_within(from, to.start);
     }
+}
+
+fn read_row(rows: KvSlice<'_>, slot: usize, width: usize, out: &mut [f32]) {
+    assert!(slot < PAGE_TOKENS, "slot {slot} of a page of {PAGE_TOKENS}");
+    assert_eq!(out.len(), width, "width of the row to read");
+    rows.skip(slot * width).take(width).to_f32(out);
 }
 
 impl std::fmt::Debug for LayerKv {
@@ -469,25 +403,52 @@ impl std::fmt::Debug for LayerKv {
 mod tests {
     use super::*;
 
+    /// A row that every type holds without rounding: small whole numbers, 127 in each block.
+    fn row(width: usize, seed: usize) -> Vec<f32> {
+        let mut row: Vec<f32> = (0..width)
+            .map(|i| ((i * 31 + seed) % 255) as f32 - 127.0)
+            .collect();
+        row.iter_mut().step_by(Q8_BLOCK).for_each(|x| *x = 127.0);
+        row
+    }
+
     #[test]
-    fn rows_come_back_rounded_to_the_cache_type() {
-        for kv_type in [KvType::F16, KvType::F32] {
-            let mut kv = LayerKv::new(kv_type, 5, 3, 2).unwrap();
-            let k = [1.0, -2.5, 0.1, 70000.0, -0.0];
-            let v = [0.333_333_34, 4.0, 5e-8];
-            kv.write(PageId(1), 63, &k, &v);
-            let (mut k_read, mut v_read) = ([0.0; 5], [0.0; 3]);
-            kv.read_k(PageId(1), 63, &mut k_read);
-            kv.read_v(PageId(1), 63, &mut v_read);
-            let round = |x: f32| match kv_type {
-                KvType::F16 => f16::from_f32(x).to_f32(),
-                KvType::F32 => x,
-            };
-            assert_eq!(k_read, k.map(round));
-            assert_eq!(v_read, v.map(round));
-            kv.read_k(PageId(1), 62, &mut k_read);
-            assert_eq!(k_read, [0.0; 5]);
+    fn rows_come_back_from_their_slots() {
+        for kv_type in [KvType::F16, KvType::F32, KvType::Q8_0] {
+            let mut kv = LayerKv::new(kv_type, 64, 32, 2).unwrap();
+            for slot in 0..PAGE_TOKENS {
+                kv.write(PageId(1), slot, &row(64, slot), &row(32, 100 + slot));
+            }
+            let (mut k, mut v) = ([0.0; 64], [0.0; 32]);
+            for slot in [0, 17, 63] {
+                kv.read_k(PageId(1), slot, &mut k);
+                kv.read_v(PageId(1), slot, &mut v);
+                assert_eq!(k[..], row(64, slot));
+                assert_eq!(v[..], row(32, 100 + slot));
+            }
+            kv.read_k(PageId(0), 62, &mut k);
+            assert_eq!(k, [0.0; 64]);
         }
+    }
+
+    #[test]
+    fn half_precision_rounds_as_ieee_and_takes_any_width() {
+        let mut kv = LayerKv::new(KvType::F16, 5, 3, 1).unwrap();
+        let (k, v) = ([1.0, -2.5, 0.1, 70000.0, -0.0], [0.333_333_34, 4.0, 5e-8]);
+        kv.write(PageId(0), 63, &k, &v);
+        let (mut k_read, mut v_read) = ([0.0; 5], [0.0; 3]);
+        kv.read_k(PageId(0), 63, &mut k_read);
+        kv.read_v(PageId(0), 63, &mut v_read);
+        let round = |x: f32| half::f16::from_f32(x).to_f32();
+        assert_eq!(k_read, k.map(round));
+        assert_eq!(v_read, v.map(round));
+    }
+
+    #[test]
+    fn rows_of_part_blocks_are_refused() {
+        let refused = LayerKv::new(KvType::Q8_0, 64, 80, 1).map(|_| ());
+        let (kv_type, width) = (KvType::Q8_0, 80);
+        assert_eq!(refused, Err(KvError::NotBlocks { kv_type, width }));
     }
 
     #[test]
@@ -523,24 +484,22 @@ mod tests {
 
     #[test]
     fn a_page_that_is_read_and_written_elsewhere_is_the_same() {
-        for kv_type in [KvType::F16, KvType::F32] {
-            let mut kv = LayerKv::new(kv_type, 3, 2, 3).unwrap();
-            kv.write(PageId(0), 7, &[1.5, -2.0, 0.25], &[4.0, 8.0]);
-            kv.write(PageId(0), 63, &[3.0; 3], &[5.0; 2]);
+        for kv_type in [KvType::F16, KvType::F32, KvType::Q8_0] {
+            let mut kv = LayerKv::new(kv_type, 32, 64, 3).unwrap();
+            for slot in [7, 63] {
+                kv.write(PageId(0), slot, &row(32, slot), &row(64, slot));
+            }
             let mut bytes = vec![0; kv.page_bytes()];
             kv.read_page(PageId(0), &mut bytes).unwrap();
             kv.write_page(PageId(2), &bytes).unwrap();
-            for slot in [0, 7, 63] {
-                let mut rows = [[0.0; 3]; 2];
-                kv.read_k(PageId(0), slot, &mut rows[0]);
-                kv.read_k(PageId(2), slot, &mut rows[1]);
-                assert_eq!(rows[0], rows[1]);
+            let (mut k, mut v) = ([0.0; 32], [0.0; 64]);
+            for slot in [7, 63] {
+                kv.read_k(PageId(2), slot, &mut k);
+                kv.read_v(PageId(2), slot, &mut v);
+                assert_eq!((&k[..], &v[..]), (&row(32, slot)[..], &row(64, slot)[..]));
             }
-            let mut row = [0.0; 2];
-            kv.read_v(PageId(2), 63, &mut row);
-            assert_eq!(row, [5.0; 2]);
-            kv.read_v(PageId(1), 63, &mut row);
-            assert_eq!(row, [0.0; 2]);
+            kv.read_v(PageId(1), 63, &mut v);
+            assert_eq!(v, [0.0; 64]);
         }
     }
 
@@ -548,6 +507,8 @@ mod tests {
     fn bytes_count_every_page_and_untouched_memory_is_cheap() {
         let kv = LayerKv::new(KvType::F16, 576, 0, 100_000).unwrap();
         assert_eq!(kv.bytes(), 576 * 64 * 2 * 100_000);
+        let kv = LayerKv::new(KvType::Q8_0, 576, 0, 100_000).unwrap();
+        assert_eq!(kv.bytes(), 576 / 32 * 34 * 64 * 100_000);
     }
 
     #[test]
