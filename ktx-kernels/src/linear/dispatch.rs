@@ -8,7 +8,7 @@ use super::activations::{self, Activations, QuantizedRow};
 use super::float::{Bf16, Dequantized, F16, F32, Fp8, SignedBytes};
 use super::scratch::Scratch;
 use super::unpack::for_each_code_type;
-use super::{MAX_ROW_TOKENS, PANEL_ROWS, TAIL_TOKENS, WeightRows, with_scratch};
+use super::{PANEL_ROWS, TAIL_TOKENS, WeightRows, with_scratch};
 use crate::cpu::IsaLevel;
 
 /// The form of the activations that a product reads.
@@ -128,7 +128,7 @@ type PanelFn = unsafe fn(&Span<'_>, *mut f32, usize, &mut Scratch);
 /// The functions for one block type on one instruction set.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
-    /// Row by row, for up to [`MAX_ROW_TOKENS`] tokens.
+    /// Row by row.
     rows: RowsFn,
     /// Up to [`PANEL_ROWS`] rows; always writes [`PANEL_ROWS`] results per token.
     panel: PanelFn,
@@ -145,12 +145,8 @@ impl Kernels {
             if ASKED.replace(span.next.as_ptr().addr()) != span.first_address() {
                 span.prefetch();
             }
-            for (group, tokens) in span.tokens.chunks(MAX_ROW_TOKENS).enumerate() {
-                let part = Span { tokens, ..*span };
-                // SAFETY: by the caller's promise, for some of the span's tokens.
-                unsafe { (self.rows)(&part, out.add(group * MAX_ROW_TOKENS * stride), stride) };
-            }
-            return;
+            // SAFETY: by the caller's promise.
+            return unsafe { (self.rows)(span, out, stride) };
         }
         for row in (0..span.rows).step_by(PANEL_ROWS) {
             let rows = PANEL_ROWS.min(span.rows - row);

@@ -1,6 +1,5 @@
 //! The loops around the innermost ones, for `f32` activations.
 
-use super::MAX_ROW_TOKENS;
 use super::dispatch::Span;
 use super::float::{Columns, Widen};
 use super::isa::{Isa, MAX_TILE, STEP};
@@ -11,30 +10,35 @@ use super::scratch::{FLOAT_CHUNK_COLS, Scratch};
 /// Bound by: memory. Bytes moved: the span's weights, once.
 ///
 /// # Safety
-/// As [`super::Kernels::multiply`]; at most [`MAX_ROW_TOKENS`] tokens.
+/// As [`super::Kernels::multiply`].
 #[inline(always)]
 pub(crate) unsafe fn float_rows<K: Isa, W: Widen>(span: &Span<'_>, out: *mut f32, stride: usize) {
-    // SAFETY: by the caller's promise; the number of tokens picks the instance.
-    unsafe {
-        match span.tokens.len() {
-            0 => {}
-            1 => rows_of::<K, W, 1>(span, out, stride),
-            2 => rows_of::<K, W, 2>(span, out, stride),
-            3 => rows_of::<K, W, 3>(span, out, stride),
-            _ => rows_of::<K, W, MAX_ROW_TOKENS>(span, out, stride),
-        }
+    let mut token = 0;
+    while token < span.tokens.len() {
+        let out = out.wrapping_add(token * stride);
+        // SAFETY: by the caller's promise; the number of tokens that are left picks the instance.
+        token += unsafe {
+            match span.tokens.len() - token {
+                4.. => rows_of::<K, W, 4>(span, token, out, stride),
+                3 => rows_of::<K, W, 3>(span, token, out, stride),
+                2 => rows_of::<K, W, 2>(span, token, out, stride),
+                _ => rows_of::<K, W, 1>(span, token, out, stride),
+            }
+        };
     }
 }
 
+/// Of `TOKENS` tokens from number `first` on. What a token gets does not depend on how many there are.
 #[inline(always)]
 unsafe fn rows_of<K: Isa, W: Widen, const TOKENS: usize>(
     span: &Span<'_>,
+    first: usize,
     out: *mut f32,
     stride: usize,
-) {
+) -> usize {
     let mut tokens = [std::ptr::null(); TOKENS];
     for token in 0..TOKENS {
-        tokens[token] = span.x.floats(span.tokens[token] as usize).as_ptr();
+        tokens[token] = span.x.floats(span.tokens[first + token] as usize).as_ptr();
     }
     let mut step = [0.0; STEP];
     let ahead = span.ahead();
@@ -56,6 +60,7 @@ unsafe fn rows_of<K: Isa, W: Widen, const TOKENS: usize>(
             }
         }
     }
+    TOKENS
 }
 
 /// Panel by panel: widen [`PANEL_ROWS`](super::PANEL_ROWS) rows of 256 columns, stream all tokens over them.

@@ -5,7 +5,7 @@ use super::dispatch::Span;
 use super::isa::{Isa, MAX_TILE, MIN_SUB, STEP, Step, TokenCodes};
 use super::scratch::Scratch;
 use super::unpack::Unpack;
-use super::{CHUNK_COLS, MAX_ROW_TOKENS, PANEL_ROWS};
+use super::{CHUNK_COLS, PANEL_ROWS};
 
 /// Row by row: expand 256 columns, multiply them with each token, go on.
 ///
@@ -13,31 +13,39 @@ use super::{CHUNK_COLS, MAX_ROW_TOKENS, PANEL_ROWS};
 /// else stays in L1.
 ///
 /// # Safety
-/// As [`super::Kernels::multiply`]; at most [`MAX_ROW_TOKENS`] tokens.
+/// As [`super::Kernels::multiply`].
 #[inline(always)]
 pub(crate) unsafe fn code_rows<K: Isa, U: Unpack>(span: &Span<'_>, out: *mut f32, stride: usize) {
-    // SAFETY: by the caller's promise; the number of tokens picks the instance.
-    unsafe {
-        match span.tokens.len() {
-            0 => {}
-            1 => rows_of::<K, U, 1>(span, out, stride),
-            2 => rows_of::<K, U, 2>(span, out, stride),
-            3 => rows_of::<K, U, 3>(span, out, stride),
-            _ => rows_of::<K, U, MAX_ROW_TOKENS>(span, out, stride),
-        }
+    let mut token = 0;
+    while token < span.tokens.len() {
+        let out = out.wrapping_add(token * stride);
+        // SAFETY: by the caller's promise; the number of tokens that are left picks the instance.
+        token += unsafe {
+            match span.tokens.len() - token {
+                8.. => rows_of::<K, U, 8>(span, token, out, stride),
+                6 => rows_of::<K, U, 6>(span, token, out, stride),
+                4 | 7 => rows_of::<K, U, 4>(span, token, out, stride),
+                3 | 5 => rows_of::<K, U, 3>(span, token, out, stride),
+                2 => rows_of::<K, U, 2>(span, token, out, stride),
+                _ => rows_of::<K, U, 1>(span, token, out, stride),
+            }
+        };
     }
 }
 
+/// Of `TOKENS` tokens from number `first` on. What a token gets does not depend on how many there are.
 #[inline(always)]
 unsafe fn rows_of<K: Isa, U: Unpack, const TOKENS: usize>(
     span: &Span<'_>,
+    first: usize,
     out: *mut f32,
     stride: usize,
-) {
+) -> usize {
     let mut tokens = [TokenCodes::NONE; TOKENS];
     for token in 0..TOKENS {
-        tokens[token] = token_codes::<U>(span, span.tokens[token] as usize);
+        tokens[token] = token_codes::<U>(span, span.tokens[first + token] as usize);
     }
+    let mut parts = tokens;
     let mut step = Step::ZERO;
     let ahead = span.ahead();
     for row in 0..span.rows {
@@ -48,7 +56,10 @@ unsafe fn rows_of<K: Isa, U: Unpack, const TOKENS: usize>(
             let mut sums = [K::zero(); TOKENS];
             for (index, columns) in blocks.chunks(step_bytes::<U>()).enumerate() {
                 ahead.prefetch(columns);
-                let parts = tokens.map(|token| advance::<U>(token, index * STEP));
+                // Not `map`: for more than two tokens it becomes a call, which takes longer than the product.
+                for token in 0..TOKENS {
+                    parts[token] = advance::<U>(tokens[token], index * STEP);
+                }
                 if U::dot_direct::<K, TOKENS>(columns, &parts, &mut sums) {
                     continue;
                 }
@@ -62,6 +73,7 @@ unsafe fn rows_of<K: Isa, U: Unpack, const TOKENS: usize>(
             }
         }
     }
+    TOKENS
 }
 
 /// Panel by panel: expand [`PANEL_ROWS`] rows of [`CHUNK_COLS`] columns, stream all tokens over

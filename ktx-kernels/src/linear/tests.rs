@@ -6,8 +6,8 @@ use ktx_gguf::{GgmlType, random_blocks};
 use super::activations::Forms;
 use super::cases::{self, Case};
 use super::{
-    Activations, LinearError, Operand, Precision, WeightRows, matmul, matmul_at, matmul_many_at,
-    reference,
+    Activations, LinearError, Operand, Precision, ProductOrder, WeightRows, matmul, matmul_at,
+    matmul_many_at, reference,
 };
 use crate::cpu::IsaLevel;
 use crate::pool::ThreadPool;
@@ -160,6 +160,44 @@ fn the_number_of_threads_changes_no_bit() {
                 for pool in more {
                     assert_eq!(run(pool), expected, "{case:?} {level} {}", pool.threads());
                 }
+            }
+        }
+    }
+}
+
+/// In orders other than by tokens, each of 1 to 20 tokens gets what it gets alone, to the bit.
+#[test]
+fn a_fixed_order_gives_a_token_what_it_gets_alone() {
+    let pool = pool(2);
+    for (order, ty) in [ProductOrder::Rows, ProductOrder::Panels]
+        .into_iter()
+        .flat_map(|order| cases::types().map(move |ty| (order, ty)))
+    {
+        pool.set_product_order(order);
+        let case = |tokens| Case {
+            ty,
+            rows: 37,
+            cols: 768,
+            tokens,
+        };
+        let bytes = blocks(case(1));
+        let w = WeightRows::new(ty, 37, 768, &bytes).unwrap();
+        let x = normal(20 * 768, 13);
+        for level in IsaLevel::supported() {
+            let run = |x: &[f32]| {
+                let case = case(x.len() / 768);
+                let activations = prepared(level, &pool, x, case, Precision::Int8);
+                product(level, &pool, w, &activations, case)
+            };
+            let alone: Vec<f32> = x.chunks(768).flat_map(run).collect();
+            for tokens in 2..=20 {
+                let together = run(&x[..tokens * 768]);
+                assert_eq!(
+                    together,
+                    alone[..tokens * 37],
+                    "{order:?} {:?} {level}",
+                    case(tokens)
+                );
             }
         }
     }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::cpu::IsaLevel;
 use crate::linear::reference::nmse;
-use crate::linear::{Precision, WeightRows};
+use crate::linear::{Precision, ProductOrder, WeightRows};
 use crate::pool::ThreadPool;
 
 fn pool(threads: usize) -> ThreadPool {
@@ -133,6 +133,33 @@ fn the_number_of_threads_changes_no_bit() {
             for pool in more {
                 let out = layer.run(level, pool, Precision::Int8);
                 assert_eq!(out, expected, "{case:?} {level} {}", pool.threads());
+            }
+        }
+    }
+}
+
+/// In orders other than by tokens, a token gets what it gets alone, to the bit.
+#[test]
+fn a_fixed_order_gives_a_token_what_it_gets_alone() {
+    let pool = pool(2);
+    for order in [ProductOrder::Rows, ProductOrder::Panels] {
+        pool.set_product_order(order);
+        for case in cases::all() {
+            let layer = Layer::new(case);
+            let (hidden, top_k) = (case.hidden, case.top_k);
+            for level in IsaLevel::supported() {
+                let together = layer.run(level, &pool, Precision::Int8);
+                for token in [0, case.tokens / 2, case.tokens - 1] {
+                    let alone = Layer {
+                        x: layer.x[token * hidden..][..hidden].to_vec(),
+                        ids: layer.ids[token * top_k..][..top_k].to_vec(),
+                        weights: layer.weights[token * top_k..][..top_k].to_vec(),
+                        ..Layer::new(case)
+                    };
+                    let alone = alone.run(level, &pool, Precision::Int8);
+                    let of_token = &together[token * hidden..][..hidden];
+                    assert_eq!(alone, of_token, "{order:?} {case:?} {level} {token}");
+                }
             }
         }
     }
