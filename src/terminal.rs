@@ -81,7 +81,7 @@ impl Style {
 /// Whether long work may say how far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Show {
-    /// On standard error, if that is a terminal.
+    /// On standard error, if that is a terminal that takes colours ([`Style::of_stderr`]).
     OnTerminal,
     /// Not at all: the result is for a program.
     Never,
@@ -105,9 +105,10 @@ pub(crate) struct StatusLine {
 
 impl StatusLine {
     pub(crate) fn new(show: Show) -> Self {
-        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        // Who asks for no colours has a program that reads along, or wants no terminal's commands: a line that
+        // is drawn over needs them too.
         Self {
-            is_shown: show == Show::OnTerminal && stderr().is_terminal() && !is_dumb,
+            is_shown: show == Show::OnTerminal && Style::of_stderr() == Style::Coloured,
             is_drawn: false,
         }
     }

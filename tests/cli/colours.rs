@@ -60,7 +60,11 @@ fn a_terminal_sees_how_far_a_benchmark_is_unless_the_result_is_for_a_program() {
     for text in ["\rwarming up\x1b[K", "\rrun 2 of 2\x1b[K", "\r\x1b[K"] {
         assert!(shown.contains(text), "{shown:?}");
     }
-    let json = on_terminal(&[&BENCH[..], &["--json"]].concat(), &[]).expect("as before");
-    assert!(!json.contains(ESCAPE), "{json:?}");
-    assert!(!json.contains("run 1"), "{json:?}");
+    let json = [&BENCH[..], &["--json"]].concat();
+    let no_color = [("NO_COLOR", "1")];
+    for (arguments, variables) in [(&json[..], &[][..]), (&BENCH, &no_color)] {
+        let quiet = on_terminal(arguments, variables).expect("as before");
+        assert!(!quiet.contains(ESCAPE), "{quiet:?}");
+        assert!(!quiet.contains("run 1"), "{quiet:?}");
+    }
 }
