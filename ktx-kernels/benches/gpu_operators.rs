@@ -1,4 +1,5 @@
-//! Speed of attention and the small operators on a GPU: `cargo bench -p ktx-kernels --bench gpu_operators`.
+//! Speed of attention and the small operators on a GPU: `cargo bench -p ktx-kernels --bench gpu_operators`, with
+//! `-- attention` of attention alone.
 //!
 //! Every figure is one operator of one layer, from a captured graph that goes through as many layers'
 //! caches as no second-level cache holds, as the steps of a model do. Bandwidth and arithmetic are those
@@ -41,6 +42,9 @@ fn main() -> Result<()> {
         }
     };
     println!("{}", gpu.info().name);
+    if std::env::args().any(|arg| arg == "attention") {
+        return attention_of_models(&gpu);
+    }
     small(&gpu)?;
     for (rows, cols) in [
         (2048, 2048),
@@ -53,20 +57,48 @@ fn main() -> Result<()> {
             product(&gpu, rows, cols, tokens)?;
         }
     }
+    attention_of_models(&gpu)?;
+    for (out, inner, stride) in [(512, 128, 192), (128, 512, 512)] {
+        for tokens in [1, 2, 4, 8, 16, 64, 512] {
+            heads(&gpu, out, inner, stride, tokens)?;
+        }
+    }
+    Ok(())
+}
+
+fn attention_of_models(gpu: &Gpu) -> Result<()> {
+    for kv_type in [KvType::F16, KvType::Q8_0] {
+        attention_over(gpu, kv_type)?;
+    }
+    Ok(())
+}
+
+/// Attention in the shapes of models over caches of a type.
+fn attention_over(gpu: &Gpu, kv_type: KvType) -> Result<()> {
     println!(
         "{:34} {:>10} {:>10} {:>10}",
-        "attention", "us", "GB/s", "TFLOP/s"
+        format!("attention, {} cache", kv_type.name()),
+        "us",
+        "GB/s",
+        "TFLOP/s"
     );
     for (heads, kv_heads, dim) in [(32, 4, 128), (32, 8, 64), (64, 8, 128), (32, 32, 128)] {
         for (sequences, context) in [(1, 128), (1, 1024), (1, 4096), (1, 32768), (16, 4096)] {
-            gqa(&gpu, (heads, kv_heads, dim), sequences, context - 1, 1)?;
+            gqa(
+                gpu,
+                kv_type,
+                (heads, kv_heads, dim),
+                sequences,
+                context - 1,
+                1,
+            )?;
         }
         for (past, tokens) in [(0, 64), (0, 512), (0, 2048), (6144, 2048), (4096, 16)] {
-            gqa(&gpu, (heads, kv_heads, dim), 1, past, tokens)?;
+            gqa(gpu, kv_type, (heads, kv_heads, dim), 1, past, tokens)?;
         }
     }
-    gqa(&gpu, (16, 8, 256), 1, 4095, 1)?;
-    gqa(&gpu, (16, 8, 256), 1, 0, 2048)?;
+    gqa(gpu, kv_type, (16, 8, 256), 1, 4095, 1)?;
+    gqa(gpu, kv_type, (16, 8, 256), 1, 0, 2048)?;
     for heads in [16, 128] {
         for (sequences, past, tokens) in [
             (1, 127, 1),
@@ -77,12 +109,7 @@ fn main() -> Result<()> {
             (1, 0, 512),
             (1, 0, 2048),
         ] {
-            mla(&gpu, heads, sequences, past, tokens)?;
-        }
-    }
-    for (out, inner, stride) in [(512, 128, 192), (128, 512, 512)] {
-        for tokens in [1, 2, 4, 8, 16, 64, 512] {
-            heads(&gpu, out, inner, stride, tokens)?;
+            mla(gpu, kv_type, heads, sequences, past, tokens)?;
         }
     }
     Ok(())
@@ -187,18 +214,15 @@ fn sequences(pages: &[Vec<PageId>], past: usize, tokens: usize) -> Vec<SequenceK
         .collect()
 }
 
-fn caches(gpu: &Gpu, widths: (usize, usize), pages: usize) -> Result<Vec<LayerKv>> {
-    let bytes = (widths.0 + widths.1) * PAGE_TOKENS * pages * 2;
+fn caches(
+    gpu: &Gpu,
+    kv_type: KvType,
+    widths: (usize, usize),
+    pages: usize,
+) -> Result<Vec<LayerKv>> {
+    let bytes = kv_type.bytes((widths.0 + widths.1) * PAGE_TOKENS * pages);
     (0..BEYOND_CACHES.div_ceil(bytes).min(64))
-        .map(|_| {
-            Ok(LayerKv::on_gpu(
-                gpu,
-                KvType::F16,
-                widths.0,
-                widths.1,
-                pages,
-            )?)
-        })
+        .map(|_| Ok(LayerKv::on_gpu(gpu, kv_type, widths.0, widths.1, pages)?))
         .collect()
 }
 
@@ -209,6 +233,7 @@ fn seen(count: usize, past: usize, tokens: usize) -> f64 {
 
 fn gqa(
     gpu: &Gpu,
+    kv_type: KvType,
     (heads, kv_heads, dim): (usize, usize, usize),
     count: usize,
     past: usize,
@@ -225,7 +250,7 @@ fn gqa(
     let (inputs, pages) = step(gpu, count, past, tokens)?;
     let sequences = sequences(&pages, past, tokens);
     let width = kv_heads * dim;
-    let caches = caches(gpu, (width, width), pages.len() * pages[0].len())?;
+    let caches = caches(gpu, kv_type, (width, width), pages.len() * pages[0].len())?;
     let q = Rows::new(gpu, count * tokens, heads * dim)?;
     let out = Rows::new(gpu, count * tokens, heads * dim)?;
     let scratch = Rows::new(gpu, 1, shape.device_scratch_floats())?;
@@ -245,7 +270,7 @@ fn gqa(
             scratch.matrix,
         )
     })?;
-    let bytes = (count * (past + tokens) * 2 * width * 2) as f64;
+    let bytes = kv_type.bytes(count * (past + tokens) * 2 * width) as f64;
     let what = format!("{heads}/{kv_heads}x{dim} {count} x ({past} + {tokens})");
     report(
         &what,
@@ -256,7 +281,14 @@ fn gqa(
     Ok(())
 }
 
-fn mla(gpu: &Gpu, heads: usize, count: usize, past: usize, tokens: usize) -> Result<()> {
+fn mla(
+    gpu: &Gpu,
+    kv_type: KvType,
+    heads: usize,
+    count: usize,
+    past: usize,
+    tokens: usize,
+) -> Result<()> {
     let shape = MlaShape {
         heads,
         kv_lora: 512,
@@ -265,7 +297,7 @@ fn mla(gpu: &Gpu, heads: usize, count: usize, past: usize, tokens: usize) -> Res
     };
     let (inputs, pages) = step(gpu, count, past, tokens)?;
     let sequences = sequences(&pages, past, tokens);
-    let caches = caches(gpu, (576, 0), pages.len() * pages[0].len())?;
+    let caches = caches(gpu, kv_type, (576, 0), pages.len() * pages[0].len())?;
     let latent = Rows::new(gpu, count * tokens, heads * 512)?;
     let rope = Rows::new(gpu, count * tokens, heads * 192)?;
     let out = Rows::new(gpu, count * tokens, heads * 512)?;
@@ -289,7 +321,7 @@ fn mla(gpu: &Gpu, heads: usize, count: usize, past: usize, tokens: usize) -> Res
             scratch.matrix,
         )
     })?;
-    let bytes = (count * (past + tokens) * 576 * 2) as f64;
+    let bytes = kv_type.bytes(count * (past + tokens) * 576) as f64;
     let what = format!("MLA {heads} {count} x ({past} + {tokens})");
     report(
         &what,

@@ -3,7 +3,7 @@
 //! Kernels read lengths and pages from the step's memory; a launch depends on the sequences' numbers of
 //! new tokens alone, so that a captured one stays valid while contexts grow. Four kernels share the work:
 //! `generate.cu` for few queries, `prompt.cu` for many and `latent.cu` for latent attention, all on tensor
-//! cores over F16 caches, and `scalar.cu` for every other shape, cache and GPU. Positions are cut into parts
+//! cores over F16 and Q8_0 caches, and `scalar.cu` for every other shape, cache and GPU. Positions are cut into parts
 //! where there are too few tiles of queries to fill the GPU, which `join.cu` puts together.
 
 mod inputs;
@@ -164,7 +164,7 @@ impl Job<'_> {
         if self.out.is_empty() {
             return Ok(());
         }
-        let tensor_cores = self.kv_type == KvType::F16 && self.gpu.compute() >= TENSOR_CORE_COMPUTE;
+        let tensor_cores = self.kv_type != KvType::F32 && self.gpu.compute() >= TENSOR_CORE_COMPUTE;
         let dims = (self.k_dim, self.v_dim);
         let cut = match latent {
             Some(query)
@@ -212,6 +212,12 @@ impl Job<'_> {
         args
     }
 
+    /// The kernel of a kind for the cache's type and the heads' widths.
+    fn named(&self, kind: &str) -> String {
+        let (cache, k_dim, v_dim) = (self.kv_type.name(), self.k_dim, self.v_dim);
+        format!("ktx_{kind}_{cache}_{k_dim}_{v_dim}")
+    }
+
     /// The kernel for few queries, which joins its parts itself.
     fn generate(&self) -> Result<(), CudaError> {
         let (warps, stages, bytes) =
@@ -219,7 +225,7 @@ impl Job<'_> {
         let cut = self.cut(GENERATE_ENTRIES, 1);
         let mut args = self.tensor_core_args(cut);
         args.push(Arg::U32(stages as u32));
-        let name = format!("ktx_generate_{}_{}", self.k_dim, self.v_dim);
+        let name = self.named("generate");
         let function = self.gpu.function("attention/generate", &name)?;
         let launch = self.grid(cut, 32 * warps).with_shared(bytes).early();
         // SAFETY: the kernel's arguments; the callers checked every matrix and the cache against the shape.
@@ -248,9 +254,8 @@ impl Job<'_> {
         ]);
         let launch = self.grid(cut, 32 * warps);
         let launch = launch.with_shared(latent_memory(entries, warps));
-        let function = self
-            .gpu
-            .function("attention/latent", &format!("ktx_latent_{entries}"))?;
+        let name = format!("ktx_latent_{}_{entries}", self.kv_type.name());
+        let function = self.gpu.function("attention/latent", &name)?;
         // SAFETY: as above.
         unsafe { self.gpu.launch(function, launch, &args) }?;
         Ok(cut)
@@ -260,7 +265,7 @@ impl Job<'_> {
         let cut = self.cut(PROMPT_ENTRIES, 2);
         let bytes = prompt_memory(self.k_dim, self.v_dim);
         let args = self.tensor_core_args(cut);
-        let name = format!("ktx_prompt_{}_{}", self.k_dim, self.v_dim);
+        let name = self.named("prompt");
         let function = self.gpu.function("attention/prompt", &name)?;
         let launch = self.grid(cut, PROMPT_THREADS).with_shared(bytes);
         // SAFETY: as above.

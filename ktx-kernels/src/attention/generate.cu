@@ -1,4 +1,4 @@
-// Attention of few queries over an F16 cache on tensor cores (sm_80 and later): generation.
+// Attention of few queries over an F16 or Q8_0 cache on tensor cores (sm_80 and later): generation.
 //
 // Bound by reading the cache once for each KV head. A block has up to 16 entries (all query heads of a KV
 // head, of one or a few tokens) and a part of the positions; the grid has enough parts to fill the GPU, and the
@@ -8,12 +8,12 @@
 //
 // Rows in shared memory are padded by 16 bytes, which makes the eight rows of a matrix fall into different
 // banks for every head size that is a multiple of 16.
-#include "mma.cuh"
-#include "paged.cuh"
+#include "halves.cuh"
 
 #define ENTRIES 16
 #define GROUP_TOKENS 16
 #define MOST_WARPS 8
+#define MOST_THREADS (32 * MOST_WARPS)
 // A warp's 16 positions for each of 8 warps.
 #define LEAST_PAGES 2
 #define MOST_PARTS 320
@@ -22,25 +22,24 @@
 __device__ unsigned arrived[MOST_PARTS];
 
 #ifdef KTX_TENSOR_CORES
-template <int DK, int DV>
+template <typename T, int DK, int DV>
 struct Generate {
     static constexpr int KEY_ROW = DK + 8, VALUE_ROW = DV + 8;
     static constexpr int STAGE = GROUP_TOKENS * (KEY_ROW + VALUE_ROW);
 
     // Copies 16 positions' keys and values of one head.
-    static __device__ __forceinline__ void fetch(__half* stage, const __half* cache, const Tile& tile,
+    static __device__ __forceinline__ void fetch(__half* stage, T* cache, const Tile& tile,
                                                  unsigned position, unsigned end, unsigned kv_heads,
                                                  unsigned kv_head, unsigned lane) {
         const unsigned k_width = kv_heads * DK, v_width = kv_heads * DV;
-        const __half* page = cache + (size_t)tile.pages[position / PAGE_TOKENS] * (k_width + v_width) * PAGE_TOKENS;
-        const unsigned slot = position % PAGE_TOKENS;
-        const __half* keys = page + (size_t)slot * k_width + kv_head * DK;
-        const __half* values = page + (size_t)PAGE_TOKENS * k_width + (size_t)slot * v_width + kv_head * DV;
-        copy_rows<DK, GROUP_TOKENS, 32>(stage, keys, k_width, end - position, lane);
-        copy_rows<DV, GROUP_TOKENS, 32>(stage + GROUP_TOKENS * KEY_ROW, values, v_width, end - position, lane);
+        const unsigned page = tile.pages[position / PAGE_TOKENS], slot = position % PAGE_TOKENS;
+        const Rows<T> keys = Rows<T>::keys(cache, page, k_width, v_width).skip((size_t)slot * k_width + kv_head * DK);
+        const Rows<T> values = Rows<T>::values(cache, page, k_width, v_width).skip((size_t)slot * v_width + kv_head * DV);
+        fetch_rows<DK, GROUP_TOKENS, 32>(stage, keys, k_width, end - position, lane);
+        fetch_rows<DV, GROUP_TOKENS, 32>(stage + GROUP_TOKENS * KEY_ROW, values, v_width, end - position, lane);
     }
 
-    static __device__ __forceinline__ void run(const float* q, const float* sinks, const __half* cache, float* out,
+    static __device__ __forceinline__ void run(const float* q, const float* sinks, T* cache, float* out,
                                                float* scratch, const Batch& batch, unsigned heads,
                                                unsigned kv_heads, float scale, unsigned window, unsigned splits,
                                                unsigned stages) {
@@ -285,27 +284,33 @@ struct Generate {
         }
     }
 };
-#define KTX_GENERATE_BODY(dk, dv)                                                                                \
-    Generate<dk, dv>::run(q, sinks, cache, out, scratch,                                                         \
+#define KTX_GENERATE_BODY(type, dk, dv)                                                                                \
+    Generate<type, dk, dv>::run(q, sinks, cache, out, scratch,                                                         \
                           Batch{first_row, tokens, past, page_table, sequences, max_pages}, heads, kv_heads,    \
                           scale, window, splits, stages);
 #else
-#define KTX_GENERATE_BODY(dk, dv)
+#define KTX_GENERATE_BODY(type, dk, dv)
 #endif
 
-#define KTX_GENERATE(dk, dv)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)                                                             \
-        ktx_generate_##dk##_##dv(const float* q, const float* sinks, const __half* cache, float* out,             \
+#define KTX_GENERATE(suffix, type, dk, dv, ...)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                                                             \
+        ktx_generate_##suffix##_##dk##_##dv(const float* q, const float* sinks, type* cache, float* out,             \
                                  float* scratch, const unsigned* first_row, const unsigned* tokens, const unsigned* past,        \
                                  const unsigned* page_table, unsigned sequences, unsigned max_pages,              \
                                  unsigned heads, unsigned kv_heads, float scale, unsigned window,                 \
                                  unsigned splits, unsigned stages) {                                              \
-        KTX_GENERATE_BODY(dk, dv)                                                                                 \
+        KTX_GENERATE_BODY(type, dk, dv)                                                                           \
     }
 
-KTX_GENERATE(64, 64)
-KTX_GENERATE(80, 80)
-KTX_GENERATE(96, 96)
-KTX_GENERATE(128, 128)
-KTX_GENERATE(192, 128)
-KTX_GENERATE(256, 256)
+KTX_GENERATE(f16, __half, 64, 64, MOST_THREADS)
+KTX_GENERATE(f16, __half, 80, 80, MOST_THREADS)
+KTX_GENERATE(f16, __half, 96, 96, MOST_THREADS)
+KTX_GENERATE(f16, __half, 128, 128, MOST_THREADS)
+KTX_GENERATE(f16, __half, 192, 128, MOST_THREADS)
+KTX_GENERATE(f16, __half, 256, 256, MOST_THREADS)
+// One block a multiprocessor, for the registers that bytes go through.
+KTX_GENERATE(q8_0, Q8, 64, 64, MOST_THREADS, 1)
+KTX_GENERATE(q8_0, Q8, 96, 96, MOST_THREADS, 1)
+KTX_GENERATE(q8_0, Q8, 128, 128, MOST_THREADS, 1)
+KTX_GENERATE(q8_0, Q8, 192, 128, MOST_THREADS, 1)
+KTX_GENERATE(q8_0, Q8, 256, 256, MOST_THREADS, 1)

@@ -2,7 +2,7 @@
 //! host's bound; F16 caches on tensor cores round queries and weights to halves.
 
 use super::cuda::{self, DeviceGqaQuery, DeviceMlaQuery, DeviceNorm, DeviceRotation, RotatedParts};
-use super::tests::{Fixture, gqa_fixture, mla_expected, windowed};
+use super::tests::{Fixture, gqa_fixture, kv_types, mla_expected, windowed};
 use super::{AttentionShape, MlaShape, cases};
 use crate::cuda::{DeviceBuffer, Gpu, StepInputs, StepValues};
 use crate::kv::{KvType, LayerKv, PAGE_TOKENS, PageId, SequenceKv};
@@ -120,7 +120,7 @@ fn run_gqa(
 }
 
 fn check_gqa(gpu: &Gpu, shape: &AttentionShape, batch: &[(usize, usize)], sinks: Option<&[f32]>) {
-    for kv_type in [KvType::F32, KvType::F16] {
+    for kv_type in kv_types([shape.k_head_dim, shape.v_head_dim]) {
         let (fixture, q) = gqa_fixture(kv_type, shape, batch);
         let expected = fixture.expected(shape, &q, sinks);
         let out = run_gqa(gpu, shape, &fixture, kv_type, &q, sinks);
@@ -208,7 +208,7 @@ fn gpu_mla_agrees_with_f64_at_every_shape_and_batch() {
     });
     for shape in &shapes {
         for batch in cases::BATCHES.iter().chain(&cases::LONG_BATCHES[..2]) {
-            for kv_type in [KvType::F32, KvType::F16] {
+            for kv_type in kv_types([shape.kv_lora, shape.rope]) {
                 check_mla(&gpu, shape, batch, kv_type);
             }
         }
@@ -270,6 +270,8 @@ fn gpu_append_rounds_as_the_host_does_and_touches_nothing_else() {
         (KvType::F16, (24, 10)),
         (KvType::F32, (7, 0)),
         (KvType::F16, (576, 0)),
+        (KvType::Q8_0, (576, 0)),
+        (KvType::Q8_0, (96, 1024)),
     ] {
         let fixture = Fixture::new(kv_type, widths, &[(60, 10), (0, 1), (64, 64)]);
         let there = OnGpu::new(&gpu, &fixture, kv_type, widths);
@@ -321,12 +323,15 @@ fn differing(a: &[u8], b: &[u8]) -> usize {
 #[test]
 fn gpu_inputs_of_grouped_attention_equal_norm_rotation_and_append() {
     let Some(gpu) = Gpu::for_tests() else { return };
-    for (index, shape) in shapes()
+    let typed = |shape: AttentionShape| {
+        kv_types([shape.k_head_dim, shape.v_head_dim]).map(move |kv_type| (shape, kv_type))
+    };
+    for (index, (shape, kv_type)) in shapes()
         .into_iter()
         .filter(|s| s.k_head_dim % 2 == 0)
+        .flat_map(typed)
         .enumerate()
     {
-        let kv_type = [KvType::F16, KvType::F32][index % 2];
         let layout = [RopeLayout::Half, RopeLayout::Interleaved][index / 2 % 2];
         let widths = (
             shape.kv_heads * shape.k_head_dim,
@@ -393,12 +398,14 @@ fn gpu_inputs_of_grouped_attention_equal_norm_rotation_and_append() {
 #[test]
 fn gpu_inputs_of_latent_attention_equal_norm_rotation_and_append() {
     let Some(gpu) = Gpu::for_tests() else { return };
-    for (index, shape) in cases::mla_shapes()
+    let typed = |shape: MlaShape| {
+        kv_types([shape.kv_lora, shape.rope]).map(move |kv_type| (shape, kv_type))
+    };
+    for (shape, kv_type) in cases::mla_shapes()
         .into_iter()
         .filter(|s| s.rope % 2 == 0 && s.rope > 0)
-        .enumerate()
+        .flat_map(typed)
     {
-        let kv_type = [KvType::F16, KvType::F32][index % 2];
         let (width, layout) = (shape.kv_lora + shape.rope, RopeLayout::Interleaved);
         let fixture = Fixture::new(kv_type, (width, 0), &[(60, 7), (0, 1), (3, 2)]);
         let (tokens, nope) = (fixture.tokens(), 5);

@@ -3,7 +3,7 @@
 //
 // A warp has a head of a row, in shared memory between its steps. Bound by latency for one token, by memory
 // for many. Norm and rotation round as norm.cu and rope.cu do.
-#include "paged.cuh"
+#include "cells.cuh"
 
 #define WARPS 8
 
@@ -12,9 +12,6 @@ struct Rotation {
     unsigned dim, positions;
     int interleaved;
 };
-
-__device__ __forceinline__ void store(float* p, float x) { *p = x; }
-__device__ __forceinline__ void store(__half* p, float x) { *p = __float2half_rn(x); }
 
 // Normalises `width` values in place; a null weight leaves them.
 __device__ __forceinline__ void normalise(float* x, const float* weight, unsigned width, float eps) {
@@ -39,12 +36,10 @@ __device__ __forceinline__ void rotate(float* x, const Rotation& rotation, unsig
     __syncwarp();
 }
 
-// Slot of a row's position in the cache: the start of its page.
-template <typename T>
-__device__ __forceinline__ T* page_of(T* cache, const unsigned* row_sequence, const unsigned* page_table,
-                                      unsigned max_pages, unsigned row, unsigned position, unsigned width) {
-    const unsigned page = page_table[(size_t)row_sequence[row] * max_pages + position / PAGE_TOKENS];
-    return cache + (size_t)page * width * PAGE_TOKENS;
+// The page of a row's position.
+__device__ __forceinline__ unsigned page_of(const unsigned* row_sequence, const unsigned* page_table, unsigned max_pages,
+                                            unsigned row, unsigned position) {
+    return page_table[(size_t)row_sequence[row] * max_pages + position / PAGE_TOKENS];
 }
 
 // Heads of q, then of k, then of v, a warp each; blockIdx: row, heads by WARPS.
@@ -63,10 +58,10 @@ __device__ __forceinline__ void grouped(float* q, const float* k, const float* v
     const unsigned position = positions[row], slot = position % PAGE_TOKENS;
     const unsigned k_width = kv_heads * k_dim, v_width = kv_heads * v_dim;
     if (head >= heads + kv_heads) {
-        T* page = page_of(cache, row_sequence, page_table, max_pages, row, position, k_width + v_width);
+        const unsigned page = page_of(row_sequence, page_table, max_pages, row, position);
         const unsigned at = (head - heads - kv_heads) * v_dim;
-        T* to = page + (size_t)PAGE_TOKENS * k_width + (size_t)slot * v_width + at;
-        for (unsigned i = lane; i < v_dim; i += 32) store(to + i, v[(size_t)row * v_width + at + i]);
+        const Rows<T> to = Rows<T>::values(cache, page, k_width, v_width).skip((size_t)slot * v_width + at);
+        for (unsigned i = lane; i < v_dim; i += 32) to.put(i, v[(size_t)row * v_width + at + i]);
         return;
     }
     const bool is_query = head < heads;
@@ -81,9 +76,9 @@ __device__ __forceinline__ void grouped(float* q, const float* k, const float* v
         for (unsigned i = lane; i < k_dim; i += 32) to[i] = x[i];
         return;
     }
-    T* page = page_of(cache, row_sequence, page_table, max_pages, row, position, k_width + v_width);
-    T* to = page + (size_t)slot * k_width + (head - heads) * k_dim;
-    for (unsigned i = lane; i < k_dim; i += 32) store(to + i, x[i]);
+    const unsigned page = page_of(row_sequence, page_table, max_pages, row, position);
+    const Rows<T> to = Rows<T>::keys(cache, page, k_width, v_width).skip((size_t)slot * k_width + (head - heads) * k_dim);
+    for (unsigned i = lane; i < k_dim; i += 32) to.put(i, x[i]);
 }
 
 // The rotated parts of q's heads, and one warp that normalises c, rotates k_pe and stores both.
@@ -105,8 +100,9 @@ __device__ __forceinline__ void latent(float* q, const float* rows, T* cache, co
     __syncwarp();
     normalise(shared, norm, compressed, eps);
     rotate(shared + compressed, rotation, position);
-    T* to = page_of(cache, row_sequence, page_table, max_pages, row, position, width) + (size_t)(position % PAGE_TOKENS) * width;
-    for (unsigned i = lane; i < width; i += 32) store(to + i, shared[i]);
+    const unsigned page = page_of(row_sequence, page_table, max_pages, row, position);
+    const Rows<T> to = Rows<T>::keys(cache, page, width, 0).skip((size_t)(position % PAGE_TOKENS) * width);
+    for (unsigned i = lane; i < width; i += 32) to.put(i, shared[i]);
 }
 
 #define KTX_INPUTS(suffix, type)                                                                                   \
@@ -132,3 +128,4 @@ __device__ __forceinline__ void latent(float* q, const float* rows, T* cache, co
 
 KTX_INPUTS(f16, __half)
 KTX_INPUTS(f32, float)
+KTX_INPUTS(q8_0, Q8)

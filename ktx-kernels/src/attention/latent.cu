@@ -1,4 +1,4 @@
-// Absorbed latent attention over an F16 cache on tensor cores (sm_80 and later): generation and prompts.
+// Absorbed latent attention over an F16 or Q8_0 cache on tensor cores (sm_80 and later): generation and prompts.
 //
 // All heads read the same rows [c 512 | k_pe 64], whose first columns are the values too: a row of 1,152
 // bytes does 2,176 multiply-adds for every head, so that 128 heads are bound by arithmetic and 16 by memory.
@@ -9,8 +9,7 @@
 //
 // M = 64: 8 warps, 157 KB of shared memory. M = 16: 4 warps, 95 KB, two blocks a multiprocessor where there
 // is room. Rows in shared memory are padded by 16 bytes; see generate.cu.
-#include "mma.cuh"
-#include "paged.cuh"
+#include "halves.cuh"
 
 #define COMPRESSED 512
 #define ROTATED 64
@@ -21,11 +20,13 @@
 #define WEIGHT_ROW (STEP_TOKENS + 8)
 
 #ifdef KTX_TENSOR_CORES
-template <int M, int WARPS>
+template <typename T, int M, int WARPS>
 struct Latent {
     static constexpr int THREADS = 32 * WARPS, ROW_TILES = M / 16;
     // Warps side by side over the positions of a step, and groups of 8 positions of each.
     static constexpr int ACROSS = WARPS / ROW_TILES, GROUPS = STEP_TOKENS / ACROSS / 8;
+    // Chunks of a row, and of a step's rows.
+    static constexpr int IN_ROW = WIDTH / CHUNK<T>, CHUNKS = STEP_TOKENS * IN_ROW;
     // Columns of the values of a warp.
     static constexpr int COLUMNS = COMPRESSED / WARPS;
 
@@ -36,14 +37,15 @@ struct Latent {
         float maxima[M][ACROSS], sums[M][ACROSS], rescales[M];
     };
 
-    static __device__ __forceinline__ void fetch(__half* to, const __half* cache, const Tile& tile, unsigned position, unsigned end) {
+    static __device__ __forceinline__ void fetch(__half* to, T* cache, const Tile& tile, unsigned position, unsigned end) {
         if (position < end) {
-            const __half* page = cache + (size_t)tile.pages[position / PAGE_TOKENS] * WIDTH * PAGE_TOKENS;
-            const __half* rows = page + (size_t)(position % PAGE_TOKENS) * WIDTH;
+            const Rows<T> page = Rows<T>::keys(cache, tile.pages[position / PAGE_TOKENS], WIDTH, 0);
+            const Rows<T> rows = page.skip((size_t)(position % PAGE_TOKENS) * WIDTH);
 #pragma unroll
-            for (int i = 0; i < STEP_TOKENS * WIDTH / 8 / THREADS; i++) {
-                const unsigned chunk = i * THREADS + threadIdx.x, row = chunk / (WIDTH / 8), at = chunk % (WIDTH / 8) * 8;
-                copy_async(to + row * ROW + at, rows + (size_t)row * WIDTH + at, position + row < end);
+            for (int i = 0; i < (CHUNKS + THREADS - 1) / THREADS; i++) {
+                const unsigned chunk = i * THREADS + threadIdx.x, row = chunk / IN_ROW, at = chunk % IN_ROW * CHUNK<T>;
+                if (CHUNKS % THREADS && chunk >= CHUNKS) break;
+                copy_chunk(to + row * ROW + at, rows.skip((size_t)row * WIDTH + at), position + row < end);
             }
         }
         commit_copies();
@@ -109,7 +111,7 @@ struct Latent {
         }
     }
 
-    static __device__ __forceinline__ void run(const float* q, const float* q_tail, const __half* cache, float* out,
+    static __device__ __forceinline__ void run(const float* q, const float* q_tail, T* cache, float* out,
                                                float* scratch, const Batch& batch, unsigned heads,
                                                unsigned tail_stride, unsigned tail_offset, float scale, unsigned splits) {
         wait_for_previous_kernel();
@@ -248,22 +250,24 @@ struct Latent {
             }
     }
 };
-#define KTX_LATENT_BODY(m, warps)                                                                                 \
-    Latent<m, warps>::run(q, q_tail, cache, out, scratch,                                                         \
+#define KTX_LATENT_BODY(type, m, warps)                                                                                 \
+    Latent<type, m, warps>::run(q, q_tail, cache, out, scratch,                                                         \
                           Batch{first_row, tokens, past, page_table, sequences, max_pages}, heads, tail_stride,   \
                           tail_offset, scale, splits);
 #else
-#define KTX_LATENT_BODY(m, warps)
+#define KTX_LATENT_BODY(type, m, warps)
 #endif
 
-#define KTX_LATENT(m, warps)                                                                                      \
+#define KTX_LATENT(suffix, type, m, warps)                                                                                      \
     extern "C" __global__ void __launch_bounds__(32 * warps)                                                      \
-        ktx_latent_##m(const float* q, const float* q_tail, const __half* cache, float* out, float* scratch,      \
+        ktx_latent_##suffix##_##m(const float* q, const float* q_tail, type* cache, float* out, float* scratch,      \
                        const unsigned* first_row, const unsigned* tokens, const unsigned* past,                   \
                        const unsigned* page_table, unsigned sequences, unsigned max_pages, unsigned heads,        \
                        unsigned tail_stride, unsigned tail_offset, float scale, unsigned splits) {                \
-        KTX_LATENT_BODY(m, warps)                                                                                 \
+        KTX_LATENT_BODY(type, m, warps)                                                                           \
     }
 
-KTX_LATENT(16, 4)
-KTX_LATENT(64, 8)
+KTX_LATENT(f16, __half, 16, 4)
+KTX_LATENT(f16, __half, 64, 8)
+KTX_LATENT(q8_0, Q8, 16, 4)
+KTX_LATENT(q8_0, Q8, 64, 8)

@@ -1,4 +1,4 @@
-// Attention of many queries over an F16 cache on tensor cores (sm_80 and later): prompts.
+// Attention of many queries over an F16 or Q8_0 cache on tensor cores (sm_80 and later): prompts.
 //
 // Bound by arithmetic. A block of 4 warps has 64 entries (tokens x the query heads of a KV head) and walks the
 // positions a page at a time; a warp has 16 entries and keeps their softmax and result in registers
@@ -8,8 +8,7 @@
 // first. Measured on an H100: 244 TFLOP/s of scores that are seen at 8,192 positions, 190 at 2,048.
 //
 // Rows in shared memory are padded by 16 bytes; see generate.cu.
-#include "mma.cuh"
-#include "paged.cuh"
+#include "halves.cuh"
 
 #define ENTRIES 64
 #define THREADS 128
@@ -23,12 +22,12 @@
 #endif
 
 #ifdef KTX_TENSOR_CORES
-template <int DK, int DV>
+template <typename T, int DK, int DV>
 struct Prompt {
     static constexpr int KEY_ROW = DK + 8, VALUE_ROW = DV + 8;
     static constexpr bool QUERIES_IN_REGISTERS = DK <= 128;
 
-    static __device__ __forceinline__ void run(const float* q, const float* sinks, const __half* cache, float* out,
+    static __device__ __forceinline__ void run(const float* q, const float* sinks, T* cache, float* out,
                                                float* scratch, const Batch& batch, unsigned heads,
                                                unsigned kv_heads, float scale, unsigned window, unsigned splits) {
         wait_for_previous_kernel();
@@ -64,17 +63,16 @@ struct Prompt {
         }
 
         const unsigned k_width = kv_heads * DK, v_width = kv_heads * DV;
-        const size_t page_elements = (size_t)(k_width + v_width) * PAGE_TOKENS;
         auto fetch_keys = [&](unsigned position) {
             if (position >= span.end) return commit_copies();
-            const __half* page = cache + tile.pages[position / PAGE_TOKENS] * page_elements;
-            copy_rows<DK, PAGE_TOKENS, THREADS>(keys, page + kv_head * DK, k_width, span.end - position, threadIdx.x);
+            const Rows<T> rows = Rows<T>::keys(cache, tile.pages[position / PAGE_TOKENS], k_width, v_width);
+            fetch_rows<DK, PAGE_TOKENS, THREADS>(keys, rows.skip(kv_head * DK), k_width, span.end - position, threadIdx.x);
             commit_copies();
         };
         auto fetch_values = [&](unsigned position) {
             if (position >= span.end) return commit_copies();
-            const __half* page = cache + tile.pages[position / PAGE_TOKENS] * page_elements + (size_t)PAGE_TOKENS * k_width;
-            copy_rows<DV, PAGE_TOKENS, THREADS>(values, page + kv_head * DV, v_width, span.end - position, threadIdx.x);
+            const Rows<T> rows = Rows<T>::values(cache, tile.pages[position / PAGE_TOKENS], k_width, v_width);
+            fetch_rows<DV, PAGE_TOKENS, THREADS>(values, rows.skip(kv_head * DV), v_width, span.end - position, threadIdx.x);
             commit_copies();
         };
 
@@ -193,27 +191,32 @@ struct Prompt {
         }
     }
 };
-#define KTX_PROMPT_BODY(dk, dv)                                                                                  \
-    Prompt<dk, dv>::run(q, sinks, cache, out, scratch,                                                           \
+#define KTX_PROMPT_BODY(type, dk, dv)                                                                                  \
+    Prompt<type, dk, dv>::run(q, sinks, cache, out, scratch,                                                           \
                         Batch{first_row, tokens, past, page_table, sequences, max_pages}, heads, kv_heads,      \
                         scale, window, splits);
 #else
-#define KTX_PROMPT_BODY(dk, dv)
+#define KTX_PROMPT_BODY(type, dk, dv)
 #endif
 
-#define KTX_PROMPT(dk, dv)                                                                                        \
+#define KTX_PROMPT(suffix, type, dk, dv)                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS, dk == 128 ? KTX_BLOCKS : 1)                                                     \
-        ktx_prompt_##dk##_##dv(const float* q, const float* sinks, const __half* cache, float* out,               \
+        ktx_prompt_##suffix##_##dk##_##dv(const float* q, const float* sinks, type* cache, float* out,               \
                                float* scratch, const unsigned* first_row, const unsigned* tokens, const unsigned* past,          \
                                const unsigned* page_table, unsigned sequences, unsigned max_pages,                \
                                unsigned heads, unsigned kv_heads, float scale, unsigned window,                   \
                                unsigned splits) {                                                                 \
-        KTX_PROMPT_BODY(dk, dv)                                                                                   \
+        KTX_PROMPT_BODY(type, dk, dv)                                                                             \
     }
 
-KTX_PROMPT(64, 64)
-KTX_PROMPT(80, 80)
-KTX_PROMPT(96, 96)
-KTX_PROMPT(128, 128)
-KTX_PROMPT(192, 128)
-KTX_PROMPT(256, 256)
+KTX_PROMPT(f16, __half, 64, 64)
+KTX_PROMPT(f16, __half, 80, 80)
+KTX_PROMPT(f16, __half, 96, 96)
+KTX_PROMPT(f16, __half, 128, 128)
+KTX_PROMPT(f16, __half, 192, 128)
+KTX_PROMPT(f16, __half, 256, 256)
+KTX_PROMPT(q8_0, Q8, 64, 64)
+KTX_PROMPT(q8_0, Q8, 96, 96)
+KTX_PROMPT(q8_0, Q8, 128, 128)
+KTX_PROMPT(q8_0, Q8, 192, 128)
+KTX_PROMPT(q8_0, Q8, 256, 256)

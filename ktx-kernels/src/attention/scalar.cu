@@ -1,4 +1,4 @@
-// Attention without tensor cores: every shape, both cache types, every GPU. What the tensor-core kernels do
+// Attention without tensor cores: every shape, every cache type, every GPU. What the tensor-core kernels do
 // not take runs here: GPUs before sm_80, F32 caches, odd head sizes.
 //
 // A block of 128 threads has up to ENTRIES queries that read one KV head and walks the positions 128 at a
@@ -8,38 +8,30 @@
 //
 // In latent attention the key row is [c | k_pe], the query is in two buffers, and the values are the first
 // columns of the keys.
-#include "paged.cuh"
+#include "cells.cuh"
 
 #define THREADS 128
 #define ENTRIES 8
 #define COLUMNS 4
 #define LEAST_PAGES 2
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-
-// N elements of a key row, aligned to 8 or 16 bytes where N is 4.
+// N elements of a key row.
 template <typename T, int N>
-__device__ __forceinline__ void load(const T* p, float (&out)[N]) {
-    if (N == 4 && sizeof(T) == 4) {
-        const float4 v = *reinterpret_cast<const float4*>(p);
+__device__ __forceinline__ void load(const Rows<T>& row, unsigned i, float (&out)[N]) {
+    if (N == 4) {
+        const float4 v = row.get4(i);
         out[0] = v.x, out[1 % N] = v.y, out[2 % N] = v.z, out[3 % N] = v.w;
-    } else if (N == 4) {
-        const uint2 v = *reinterpret_cast<const uint2*>(p);
-        const float2 a = __half22float2(*reinterpret_cast<const __half2*>(&v.x));
-        const float2 b = __half22float2(*reinterpret_cast<const __half2*>(&v.y));
-        out[0] = a.x, out[1 % N] = a.y, out[2 % N] = b.x, out[3 % N] = b.y;
     } else {
-        out[0] = widen(p[0]);
+        out[0] = row.get(i);
     }
 }
 
 // Scores of one key row with all queries; `queries` is [k_dim, ENTRIES].
 template <typename T, int N>
-__device__ __forceinline__ void score(const T* key, const float* queries, unsigned k_dim, float (&scores)[ENTRIES]) {
+__device__ __forceinline__ void score(const Rows<T>& key, const float* queries, unsigned k_dim, float (&scores)[ENTRIES]) {
     for (unsigned i = 0; i < k_dim; i += N) {
         float k[N];
-        load<T, N>(key + i, k);
+        load<T, N>(key, i, k);
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const float4* q = reinterpret_cast<const float4*>(queries + (i + n) * ENTRIES);
@@ -56,7 +48,7 @@ __device__ __forceinline__ void score(const T* key, const float* queries, unsign
 }
 
 template <typename T>
-__device__ __forceinline__ void attend(const float* q, const float* q_tail, const float* sinks, const T* cache,
+__device__ __forceinline__ void attend(const float* q, const float* q_tail, const float* sinks, T* cache,
                                        float* out, float* scratch, Batch batch, unsigned heads, unsigned kv_heads,
                                        unsigned k_dim, unsigned v_dim, unsigned q_dim, unsigned tail_stride,
                                        unsigned tail_offset, int latent, float scale, unsigned window,
@@ -85,7 +77,6 @@ __device__ __forceinline__ void attend(const float* q, const float* q_tail, cons
     __syncthreads();
 
     const unsigned k_width = kv_heads * k_dim, v_width = latent ? 0 : kv_heads * v_dim;
-    const size_t page_elements = (size_t)(k_width + v_width) * PAGE_TOKENS;
     const bool vector = k_dim % 4 == 0;
     float acc[COLUMNS][ENTRIES] = {}, sums[ENTRIES] = {}, highest[ENTRIES];
 #pragma unroll
@@ -95,8 +86,8 @@ __device__ __forceinline__ void attend(const float* q, const float* q_tail, cons
         const unsigned position = start + t;
         float scores[ENTRIES] = {};
         if (position < span.end) {
-            const T* page = cache + tile.pages[position / PAGE_TOKENS] * page_elements;
-            const T* key = page + (size_t)(position % PAGE_TOKENS) * k_width + kv_head * k_dim;
+            const Rows<T> keys = Rows<T>::keys(cache, tile.pages[position / PAGE_TOKENS], k_width, v_width);
+            const Rows<T> key = keys.skip((size_t)(position % PAGE_TOKENS) * k_width + kv_head * k_dim);
             if (vector) score<T, 4>(key, queries, k_dim, scores);
             else score<T, 1>(key, queries, k_dim, scores);
         }
@@ -128,9 +119,9 @@ __device__ __forceinline__ void attend(const float* q, const float* q_tail, cons
         const unsigned count = min((unsigned)THREADS, span.end - start);
         for (unsigned j = 0; j < count; j++) {
             const unsigned at = start + j;
-            const T* page = cache + tile.pages[at / PAGE_TOKENS] * page_elements;
-            const T* value = latent ? page + (size_t)(at % PAGE_TOKENS) * k_width
-                                    : page + (size_t)PAGE_TOKENS * k_width + (size_t)(at % PAGE_TOKENS) * v_width + kv_head * v_dim;
+            const unsigned page = tile.pages[at / PAGE_TOKENS], slot = at % PAGE_TOKENS;
+            const Rows<T> value = latent ? Rows<T>::keys(cache, page, k_width, v_width).skip((size_t)slot * k_width)
+                                         : Rows<T>::values(cache, page, k_width, v_width).skip((size_t)slot * v_width + kv_head * v_dim);
             float w[ENTRIES];
 #pragma unroll
             for (int e = 0; e < ENTRIES / 4; e++) {
@@ -141,7 +132,7 @@ __device__ __forceinline__ void attend(const float* q, const float* q_tail, cons
             for (int c = 0; c < COLUMNS; c++) {
                 const unsigned column = t + c * THREADS;
                 if (column >= v_dim) break;
-                const float v = widen(value[column]);
+                const float v = value.get(column);
 #pragma unroll
                 for (int e = 0; e < ENTRIES; e++) acc[c][e] += w[e] * v;
             }
@@ -181,7 +172,7 @@ __device__ __forceinline__ void attend(const float* q, const float* q_tail, cons
 
 #define KTX_ATTEND_SCALAR(name, type)                                                                             \
     extern "C" __global__ void __launch_bounds__(THREADS, 3)                                                         \
-        name(const float* q, const float* q_tail, const float* sinks, const type* cache, float* out,              \
+        name(const float* q, const float* q_tail, const float* sinks, type* cache, float* out,              \
              float* scratch, const unsigned* first_row, const unsigned* tokens, const unsigned* past,                            \
              const unsigned* page_table, unsigned sequences, unsigned max_pages, unsigned heads,                  \
              unsigned kv_heads, unsigned k_dim, unsigned v_dim, unsigned q_dim, unsigned tail_stride,             \
@@ -193,3 +184,4 @@ __device__ __forceinline__ void attend(const float* q, const float* q_tail, cons
 
 KTX_ATTEND_SCALAR(ktx_attend_scalar_f16, __half)
 KTX_ATTEND_SCALAR(ktx_attend_scalar_f32, float)
+KTX_ATTEND_SCALAR(ktx_attend_scalar_q8_0, Q8)

@@ -57,12 +57,6 @@ pub enum KvError {
         /// Elements of a key or value row.
         width: usize,
     },
-    /// The kernels of a GPU do not read the type.
-    #[error("a KV cache of type {} is for the CPU; use f16 with a GPU", kv_type.name())]
-    NotOnGpu {
-        /// Type of the cache.
-        kv_type: KvType,
-    },
     /// The system refused the memory.
     #[error(
         "no memory for a KV cache of {bytes} bytes; use a smaller context or a smaller KV type"
@@ -199,9 +193,6 @@ impl LayerKv {
         v_width: usize,
         pages: usize,
     ) -> Result<LayerKv, KvError> {
-        if kv_type == KvType::Q8_0 {
-            return Err(KvError::NotOnGpu { kv_type });
-        }
         let bytes = bytes_of(kv_type, k_width, v_width, pages)?;
         Ok(LayerKv {
             kv_type,
