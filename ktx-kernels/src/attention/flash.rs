@@ -4,16 +4,20 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use super::MlaQuery;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::buffers::{
+    AMX_ROW_TILE, Buffers, Partial, Parts, ROW_TILE, Room, SLOTS_PER_THREAD, TASKS_PER_THREAD,
+    rescale, scratch_floats, worker_floats,
+};
 use super::source::{KvTile, Rows, Source};
 use super::tile;
 use crate::cpu::IsaLevel;
 use crate::disjoint::DisjointMut;
 use crate::kv::{KvSlice, PAGE_TOKENS, SequenceKv};
+use crate::linear::ProductOrder;
 use crate::pool::ThreadPool;
 
-/// Most query rows of a tile: 32 rows of 576 and their 512 wide sums take 140 KB, beside the
-/// 147 KB of a widened page of MLA rows.
-pub(super) const ROW_TILE: usize = 32;
 /// Fewest rows of a tile that is made smaller to occupy all threads.
 const MIN_ROW_TILE: usize = 4;
 /// Positions with a softmax of their own: long enough that merging costs 1 %, short enough that a
@@ -22,10 +26,6 @@ pub(super) const PIECE: usize = 512;
 /// Up to so many rows read a page in place; more widen or pack it first. (Rows of F32 at a stride
 /// of some KB collide in the first-level cache: packing them gains a fifth on prompts.)
 const IN_PLACE_ROWS: usize = 4;
-/// Tasks per thread below which pieces become tasks of their own.
-const TASKS_PER_THREAD: usize = 2;
-/// Results of pieces that are kept between two merges, per thread.
-const SLOTS_PER_THREAD: usize = 4;
 /// Multiply-adds below which the caller works alone: about 5 µs.
 const SERIAL_WORK: usize = 100_000;
 
@@ -91,6 +91,7 @@ impl<'a> Query<'a> {
 /// One call of attention. The entries have checked that everything fits.
 pub(super) struct Flash<'a> {
     pub(super) level: IsaLevel,
+    pub(super) order: ProductOrder,
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) k_dim: usize,
@@ -116,6 +117,8 @@ struct RowTile<'a> {
     first: usize,
     rows: usize,
     window: Option<NonZeroUsize>,
+    /// Whether its products are AMX's.
+    on_amx: bool,
 }
 
 /// The positions that a query at `position` sees.
@@ -171,99 +174,12 @@ impl RowTile<'_> {
     }
 }
 
-/// Unnormalised result of some rows over some positions.
-struct Partial<'s> {
-    /// Largest score per row.
-    max: &'s mut [f32],
-    /// Sum of the exponentials per row.
-    sum: &'s mut [f32],
-    /// Weighted sums of the values, `[rows, v_dim]`.
-    acc: &'s mut [f32],
-}
-
-impl<'s> Partial<'s> {
-    const fn floats(v_dim: usize) -> usize {
-        ROW_TILE * (2 + v_dim)
-    }
-
-    fn carve(memory: &'s mut [f32], rows: usize, v_dim: usize) -> Self {
-        let (max, rest) = memory.split_at_mut(ROW_TILE);
-        let (sum, acc) = rest.split_at_mut(ROW_TILE);
-        Partial {
-            max: &mut max[..rows],
-            sum: &mut sum[..rows],
-            acc: &mut acc[..rows * v_dim],
-        }
-    }
-
-    fn clear(&mut self) {
-        self.max.fill(f32::NEG_INFINITY);
-        self.sum.fill(0.0);
-        self.acc.fill(0.0);
-    }
-
-    /// Adds the result over the positions that follow.
-    fn merge(&mut self, next: &Partial<'_>, v_dim: usize) {
-        for r in 0..self.max.len() {
-            if next.max[r] == f32::NEG_INFINITY && next.sum[r] == 0.0 {
-                continue;
-            }
-            let max = self.max[r].max(next.max[r]);
-            let (keep, add) = (rescale(self.max[r], max), rescale(next.max[r], max));
-            self.max[r] = max;
-            self.sum[r] = self.sum[r] * keep + next.sum[r] * add;
-            let acc = &mut self.acc[r * v_dim..][..v_dim];
-            for (a, n) in acc.iter_mut().zip(&next.acc[r * v_dim..]) {
-                *a = *a * keep + n * add;
-            }
-        }
-    }
-}
-
-/// Factor on what was summed relative to `old` when the maximum becomes `new`.
-fn rescale(old: f32, new: f32) -> f32 {
-    if old == new { 1.0 } else { (old - new).exp() }
-}
-
 /// Factor on a row's sums, taken relative to `max`, that makes them shares of the softmax with one
 /// more logit.
 fn with_sink(max: f32, sum: f32, sink: f32) -> f32 {
     let largest = max.max(sink);
     let keep = rescale(max, largest);
     keep / (sum * keep + rescale(sink, largest))
-}
-
-/// What a task works in.
-struct Buffers<'s> {
-    q: &'s mut [f32],
-    k: &'s mut [f32],
-    v: &'s mut [f32],
-    scores: &'s mut [f32],
-}
-
-impl<'s> Buffers<'s> {
-    const fn floats(k_dim: usize, v_dim: usize) -> usize {
-        ROW_TILE * (k_dim + PAGE_TOKENS) + PAGE_TOKENS * (k_dim + v_dim)
-    }
-
-    fn carve(memory: &'s mut [f32], k_dim: usize, v_dim: usize) -> Self {
-        let (q, rest) = memory.split_at_mut(ROW_TILE * k_dim);
-        let (scores, rest) = rest.split_at_mut(ROW_TILE * PAGE_TOKENS);
-        let (k, rest) = rest.split_at_mut(PAGE_TOKENS * k_dim);
-        let v = &mut rest[..PAGE_TOKENS * v_dim];
-        Buffers { q, k, v, scores }
-    }
-}
-
-/// Floats of one worker: its buffers and the results of a piece and of a tile.
-const fn worker_floats(k_dim: usize, v_dim: usize) -> usize {
-    Buffers::floats(k_dim, v_dim) + 2 * Partial::floats(v_dim)
-}
-
-/// Floats that [`Flash::run`] needs on a pool of `threads`.
-pub(super) const fn scratch_floats(k_dim: usize, v_dim: usize, threads: usize) -> usize {
-    let shared = SLOTS_PER_THREAD + TASKS_PER_THREAD;
-    threads * (worker_floats(k_dim, v_dim) + shared * Partial::floats(v_dim))
 }
 
 impl Flash<'_> {
@@ -289,9 +205,10 @@ impl Flash<'_> {
         let sequences = self.sequences.iter().filter(|s| s.tokens > 0);
         let pieces = sequences.map(|s| pieces(self.visible(s)).len());
         let pieces = pieces.max().unwrap_or(0);
-        let row_tile = self.row_tile(TASKS_PER_THREAD * threads, pieces);
+        let tasks = TASKS_PER_THREAD * threads;
+        let row_tile = self.row_tile(tasks, pieces);
         let tiles = self.tiles(row_tile);
-        if threads > 1 && pieces > 1 && tiles < TASKS_PER_THREAD * threads {
+        if threads > 1 && pieces > 1 && tiles < tasks {
             self.run_split(pool, row_tile, pieces, &out, &scratch);
         } else {
             pool.run_with_worker(tiles, &|index, worker| {
@@ -309,9 +226,25 @@ impl Flash<'_> {
         seen(sequence.past, self.window).start..sequence.len()
     }
 
-    /// The largest tile with which tiles and pieces make `tasks` tasks.
+    /// Whether a sequence's products are AMX's: where products with weights are not row by row either, so that
+    /// what a token gets depends on its phase alone where it must.
+    fn on_amx(&self, sequence: &SequenceKv<'_>) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let whole = amx::fits(self.k_dim, self.v_dim);
+        #[cfg(not(target_arch = "x86_64"))]
+        let whole = false;
+        whole && self.level == IsaLevel::Amx && !self.order.is_row_by_row(sequence.tokens)
+    }
+
+    /// The largest tile with which tiles, or tiles and pieces where these are few, make `tasks` tasks.
     fn row_tile(&self, tasks: usize, pieces: usize) -> usize {
-        let mut row_tile = ROW_TILE;
+        let mut row_tile = match self.sequences.iter().any(|s| self.on_amx(s)) {
+            true => AMX_ROW_TILE,
+            false => ROW_TILE,
+        };
+        while row_tile > ROW_TILE && self.tiles(row_tile) < tasks {
+            row_tile /= 2;
+        }
         while row_tile > MIN_ROW_TILE && self.tiles(row_tile) * pieces < tasks {
             row_tile /= 2;
         }
@@ -342,6 +275,7 @@ impl Flash<'_> {
                     first,
                     rows: row_tile.min(sequence.tokens * self.group() - first),
                     window: self.window,
+                    on_amx: self.on_amx(sequence),
                 };
             }
             index -= tiles * self.kv_heads;
@@ -363,12 +297,13 @@ impl Flash<'_> {
         let floats = worker_floats(self.k_dim, self.v_dim);
         // SAFETY: no two tasks run at once with one worker number.
         let memory = unsafe { scratch.part(worker * floats, floats) };
-        let (total, rest) = memory.split_at_mut(Partial::floats(self.v_dim));
-        let (partial, buffers) = rest.split_at_mut(Partial::floats(self.v_dim));
-        let mut total = Partial::carve(total, tile.rows, self.v_dim);
-        let mut partial = Partial::carve(partial, tile.rows, self.v_dim);
-        let mut buffers = Buffers::carve(buffers, self.k_dim, self.v_dim);
-        self.pack_query(&tile, buffers.q);
+        let (room, v_dim) = (Room::of_worker(), self.v_dim);
+        let (total, rest) = memory.split_at_mut(Partial::floats(room, v_dim));
+        let (partial, buffers) = rest.split_at_mut(Partial::floats(room, v_dim));
+        let mut total = Partial::carve(room, total, tile.rows, v_dim);
+        let mut partial = Partial::carve(room, partial, tile.rows, v_dim);
+        let mut buffers = Buffers::carve(buffers, self.k_dim, v_dim);
+        self.pack_query(&tile, &mut buffers);
         let pieces = tile.pieces();
         self.piece(&tile, pieces.start, &mut buffers, &mut total);
         for piece in pieces.skip(1) {
@@ -390,7 +325,8 @@ impl Flash<'_> {
     ) {
         let (tiles, threads) = (self.tiles(row_tile), pool.threads());
         let worker_floats = worker_floats(self.k_dim, self.v_dim);
-        let slot_floats = Partial::floats(self.v_dim);
+        let room = Room::of_slot();
+        let slot_floats = Partial::floats(room, self.v_dim);
         let totals = threads * worker_floats;
         let slots = totals + TASKS_PER_THREAD * threads * slot_floats;
         let wave = SLOTS_PER_THREAD * threads / tiles;
@@ -406,8 +342,8 @@ impl Flash<'_> {
                 let mut buffers = Buffers::carve(memory, self.k_dim, self.v_dim);
                 // SAFETY: every task has a slot of its own.
                 let slot = unsafe { scratch.part(slots + task * slot_floats, slot_floats) };
-                let mut slot = Partial::carve(slot, tile.rows, self.v_dim);
-                self.pack_query(&tile, buffers.q);
+                let mut slot = Partial::carve(room, slot, tile.rows, self.v_dim);
+                self.pack_query(&tile, &mut buffers);
                 self.piece(&tile, piece, &mut buffers, &mut slot);
             });
             pool.run(tiles, &|index| {
@@ -422,25 +358,32 @@ impl Flash<'_> {
                         total.copy_from_slice(slot);
                         continue;
                     }
-                    let slot = Partial::carve(slot, tile.rows, self.v_dim);
-                    Partial::carve(total, tile.rows, self.v_dim).merge(&slot, self.v_dim);
+                    let slot = Partial::carve(room, slot, tile.rows, self.v_dim);
+                    Partial::carve(room, total, tile.rows, self.v_dim).merge(&slot, self.v_dim);
                 }
                 if start + count >= pieces {
-                    self.store(&tile, &Partial::carve(total, tile.rows, self.v_dim), out);
+                    let total = Partial::carve(room, total, tile.rows, self.v_dim);
+                    self.store(&tile, &total, out);
                 }
             });
         }
     }
 
-    fn pack_query(&self, tile: &RowTile<'_>, q: &mut [f32]) {
-        for (r, row) in q.chunks_exact_mut(self.k_dim).take(tile.rows).enumerate() {
+    fn pack_query(&self, tile: &RowTile<'_>, buffers: &mut Buffers<'_>) {
+        let q = &mut buffers.plain.q[..tile.rows * self.k_dim];
+        for (r, row) in q.chunks_exact_mut(self.k_dim).enumerate() {
             let index = tile.batch_row(r, self.heads);
             self.query.copy_scaled(index, self.scale, row);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let (true, Some(split)) = (tile.on_amx, &mut buffers.split) {
+            amx::Split::new(split.q, self.k_dim).set(q);
         }
     }
 
     fn store(&self, tile: &RowTile<'_>, total: &Partial<'_>, out: &DisjointMut<'_, f32>) {
-        for (r, acc) in total.acc.chunks_exact(self.v_dim).enumerate() {
+        let rows = total.acc.chunks_exact(self.v_dim).take(tile.rows);
+        for (r, acc) in rows.enumerate() {
             let row = tile.batch_row(r, self.heads);
             // SAFETY: every output row belongs to one tile.
             let out = unsafe { out.part(row * self.v_dim, self.v_dim) };
@@ -484,11 +427,26 @@ impl Flash<'_> {
         let kv = self
             .source
             .tile(tile.sequence, start, tile.kv_head, k_dim, v_dim);
-        let (k, v) = self.operands(kv, keys, rows.len(), buffers.k, buffers.v);
-        let q = &buffers.q[rows.start * k_dim..rows.end * k_dim];
-        let scores = &mut buffers.scores[..rows.len() * PAGE_TOKENS];
-        tile::scores(self.level, q, k_dim, k, keys, scores);
-        let mut correction = [0.0; ROW_TILE];
+        let Parts {
+            q,
+            k: k_buffer,
+            v: v_buffer,
+            scores,
+        } = &mut buffers.plain;
+        let (k, v) = self.operands(kv, keys, rows.len(), tile.on_amx, k_buffer, v_buffer);
+        match &mut buffers.split {
+            #[cfg(target_arch = "x86_64")]
+            Some(split) if tile.on_amx => {
+                let q = amx::Split::new(split.q, k_dim);
+                amx::scores(&q, rows.clone(), k, keys, split.k, scores);
+            }
+            _ => {
+                let q = &q[rows.start * k_dim..rows.end * k_dim];
+                tile::scores(self.level, q, k_dim, k, keys, scores);
+            }
+        }
+        let scores = &mut scores[..rows.len() * PAGE_TOKENS];
+        let mut correction = [0.0; AMX_ROW_TILE];
         for (i, (r, row)) in rows.clone().zip(scores.chunks_mut(PAGE_TOKENS)).enumerate() {
             let seen = tile.seen(r);
             let (row, later) = row[..keys].split_at_mut(keys.min(seen.end - start));
@@ -501,8 +459,24 @@ impl Flash<'_> {
             later.fill(0.0);
             correction[i] = factor;
         }
-        let acc = &mut result.acc[rows.start * v_dim..rows.end * v_dim];
-        tile::add_values(self.level, scores, &correction, v, keys, acc, v_dim);
+        let acc = &mut result.acc[rows.start * v_dim..];
+        match &mut buffers.split {
+            #[cfg(target_arch = "x86_64")]
+            Some(split) if tile.on_amx => {
+                for (acc, factor) in acc.chunks_exact_mut(v_dim).zip(&correction[..rows.len()]) {
+                    if *factor != 1.0 {
+                        acc.iter_mut().for_each(|x| *x *= factor);
+                    }
+                }
+                let mut weights = amx::Split::new(split.scores, PAGE_TOKENS);
+                weights.set(scores);
+                amx::add_values(&weights, rows.len(), v, keys, split.v, acc, v_dim);
+            }
+            _ => {
+                let acc = &mut acc[..rows.len() * v_dim];
+                tile::add_values(self.level, scores, &correction, v, keys, acc, v_dim);
+            }
+        }
     }
 
     /// The matrices to multiply with: in place, or packed in single precision where enough rows
@@ -512,12 +486,25 @@ impl Flash<'_> {
         tile: KvTile<'t>,
         keys: usize,
         rows: usize,
+        on_amx: bool,
         k_buffer: &'t mut [f32],
         v_buffer: &'t mut [f32],
     ) -> (Rows<'t>, Rows<'t>) {
-        let k = self.operand(tile.k, keys, self.k_dim, rows, k_buffer);
+        let in_place = |x: Rows<'_>, dim: usize| match (on_amx, x.data) {
+            (true, KvSlice::F32(_)) => true,
+            (true, _) => false,
+            (false, KvSlice::F32(_)) => x.stride == dim || rows <= IN_PLACE_ROWS,
+            (false, _) => rows <= IN_PLACE_ROWS,
+        };
+        let k = self.operand(
+            tile.k,
+            keys,
+            self.k_dim,
+            in_place(tile.k, self.k_dim),
+            k_buffer,
+        );
         let v = match tile.v {
-            Some(v) => self.operand(v, keys, self.v_dim, rows, v_buffer),
+            Some(v) => self.operand(v, keys, self.v_dim, in_place(v, self.v_dim), v_buffer),
             None => k,
         };
         (k, v)
@@ -528,11 +515,10 @@ impl Flash<'_> {
         x: Rows<'t>,
         keys: usize,
         dim: usize,
-        rows: usize,
+        in_place: bool,
         buffer: &'t mut [f32],
     ) -> Rows<'t> {
-        let packed = matches!(x.data, KvSlice::F32(_)) && x.stride == dim;
-        if packed || rows <= IN_PLACE_ROWS {
+        if in_place {
             return x;
         }
         tile::widen(self.level, x, keys, dim, buffer);

@@ -10,17 +10,21 @@
 //! up to 32 query rows (tokens x the heads that share a KV head) against one
 //! page of keys at a time: few rows read an F16 page in place, widening as they go; more rows
 //! widen it once into scratch that stays in the second-level cache. See `tile.rs` for the register blocks.
+//! Prompts on AMX (`amx.rs`) have tiles of up to 128 rows, whose factors are split in two BF16 parts.
 //!
 //! The softmax is online, in `f32`. Positions are cut into pieces of 512, each with a
 //! softmax of its own, which are merged in ascending order. Whether one task walks all pieces or
 //! several tasks share them, a row goes through the same operations in the same order: the
-//! result does not depend on the number of threads, on the other rows of the batch, or on how a
-//! prompt is cut into chunks.
+//! result does not depend on the number of threads or on the other rows of the batch; nor on how a
+//! prompt is cut into chunks, unless the pool's order of products is by tokens and AMX takes the long ones.
 //!
 //! A sliding window costs nothing where there is none, and where there is one, pages and pieces
 //! that no row of a tile sees are not visited. A sink (a logit per head that takes its share of the
 //! softmax and has no value) enters when a finished row is normalised.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod buffers;
 #[cfg(test)]
 mod cases;
 pub mod cuda;
@@ -62,7 +66,7 @@ pub struct AttentionShape {
 impl AttentionShape {
     /// Scratch that [`gqa`] and [`dense`] need on a pool of `threads`, in floats, for any batch.
     pub fn scratch_floats(&self, threads: usize) -> usize {
-        flash::scratch_floats(self.k_head_dim, self.v_head_dim, threads)
+        buffers::scratch_floats(self.k_head_dim, self.v_head_dim, threads)
     }
 
     fn check(&self) {
@@ -105,7 +109,7 @@ pub struct MlaShape {
 impl MlaShape {
     /// Scratch that [`mla`] needs on a pool of `threads`, in floats, for any batch.
     pub fn scratch_floats(&self, threads: usize) -> usize {
-        flash::scratch_floats(self.kv_lora + self.rope, self.kv_lora, threads)
+        buffers::scratch_floats(self.kv_lora + self.rope, self.kv_lora, threads)
     }
 }
 
@@ -189,6 +193,7 @@ pub(crate) fn gqa_at(
     );
     let flash = Flash {
         level,
+        order: pool.product_order(),
         heads: shape.heads,
         kv_heads: shape.kv_heads,
         k_dim: shape.k_head_dim,
@@ -269,6 +274,7 @@ pub(crate) fn mla_at(
     );
     let flash = Flash {
         level,
+        order: pool.product_order(),
         heads,
         kv_heads: 1,
         k_dim: kv_lora + rope,
@@ -330,6 +336,7 @@ pub(crate) fn dense_at(
     );
     let flash = Flash {
         level,
+        order: pool.product_order(),
         heads: shape.heads,
         kv_heads: shape.kv_heads,
         k_dim: shape.k_head_dim,

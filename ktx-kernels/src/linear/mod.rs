@@ -61,8 +61,12 @@ pub use error::LinearError;
 pub use weights::WeightRows;
 
 pub(crate) use activations::{ActivationWriter, Forms, SCALE_COLS};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::transpose_16x16;
 pub(crate) use dispatch::{Kernels, Operand, Span, kernels};
 pub(crate) use scratch::{OutputPointer, TAIL_TOKENS, with_scratch};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use tiles::amx::Configured;
 
 use crate::cpu::{self, IsaLevel};
 use crate::pool::ThreadPool;

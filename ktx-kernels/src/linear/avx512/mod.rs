@@ -112,7 +112,7 @@ unsafe fn dot_64<const PART: usize>(
 
 /// Transposes 16 x 16 elements of four bytes.
 #[inline(always)]
-pub(super) unsafe fn transpose_16x16(rows: &mut [__m512i; 16]) {
+pub(crate) unsafe fn transpose_16x16(rows: &mut [__m512i; 16]) {
     // SAFETY: register operations of AVX-512 F, which the caller has enabled.
     unsafe {
         let mut pairs = *rows;

@@ -41,10 +41,12 @@ static CONFIG: TileConfig = TileConfig {
 
 /// Tiles configured for this thread, until dropped: while tiles hold something, the operating system saves 8 KiB at
 /// each switch of threads, and the core does not rest as deeply.
-struct Configured;
+pub(crate) struct Configured;
 
 impl Configured {
-    unsafe fn new() -> Self {
+    /// # Safety
+    /// The CPU has AMX and the process its permission, and no other value is in use in this thread.
+    pub(crate) unsafe fn new() -> Self {
         // SAFETY: the CPU has AMX and the process its permission, by the caller's promise.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly, preserves_flags))
