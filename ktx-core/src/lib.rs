@@ -47,6 +47,7 @@ pub use ktx_models as models;
 /// Operators: traits, roles, registry.
 pub use ktx_ops as ops;
 pub use ktx_ops::lora::AdapterId;
+pub use ktx_ops::recording::StepTimes;
 pub use ktx_ops::register_operator;
 
 pub use chat::Message;

@@ -4,7 +4,8 @@
 //! the chosen experts, also as a share of what the same threads read from the same memory without computing. Calls take other
 //! experts in turn, so that no cache holds them.
 //!
-//! `KTX_TOKENS=1,4,16,64,512` chooses numbers of tokens, `KTX_THREADS` the threads, `KTX_CPU` the instruction set, and
+//! `KTX_TOKENS=1,4,16,64,512` chooses numbers of tokens, `KTX_THREADS` the threads, `KTX_CPU` the instruction set,
+//! `KTX_PAUSE=60` microseconds between calls, as where a GPU computes between two layers, and
 //! `KTX_MEMORY` where the weights lie: in `small` pages (of 4 KiB), in `huge` ones (2 MiB), or in a file of this
 //! path, which is written and mapped.
 
@@ -67,6 +68,8 @@ fn main() {
     let pool = ThreadPool::new(threads.unwrap_or(ThreadPool::default_threads()));
     let tokens = setting("KTX_TOKENS", "1,4,16,64,512");
     let memory = setting("KTX_MEMORY", "small");
+    let pause = Duration::from_micros(setting("KTX_PAUSE", "").parse().unwrap_or(0));
+    let _awake = (!pause.is_zero()).then(|| pool.stay_awake());
     for shape in &SHAPES {
         if !wanted.is_empty() && !wanted.iter().any(|name| name == shape.name) {
             continue;
@@ -79,7 +82,7 @@ fn main() {
             pool.threads()
         );
         for tokens in tokens.split(',').filter_map(|n| n.parse().ok()) {
-            layer(&pool, shape, &weights, tokens, bandwidth);
+            layer(&pool, shape, &weights, tokens, bandwidth, pause);
         }
     }
 }
@@ -127,7 +130,14 @@ fn file_map(path: &str, len: usize) -> MmapMut {
     unsafe { MmapMut::map_mut(&file) }.unwrap()
 }
 
-fn layer(pool: &ThreadPool, shape: &Shape, bytes: &[u8], tokens: usize, bandwidth: f64) {
+fn layer(
+    pool: &ThreadPool,
+    shape: &Shape,
+    bytes: &[u8],
+    tokens: usize,
+    bandwidth: f64,
+    pause: Duration,
+) {
     let Shape {
         hidden,
         intermediate,
@@ -162,6 +172,10 @@ fn layer(pool: &ThreadPool, shape: &Shape, bytes: &[u8], tokens: usize, bandwidt
             top_k,
             first_expert: 0,
         };
+        let idle = Instant::now();
+        while idle.elapsed() < pause {
+            std::hint::spin_loop();
+        }
         let start = Instant::now();
         moe::forward(
             pool,

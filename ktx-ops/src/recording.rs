@@ -5,7 +5,9 @@
 //! them down. An operator on the CPU does not compute: it leaves a [`HostTask`], which runs each time
 //! the graph does. Flags in pinned memory say whose turn it is ([`Handover`]).
 
+use std::ops::AddAssign;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ktx_kernels::cuda::{DeviceMatrix, Gpu, Graph, Handover};
 use ktx_kernels::device::{Device, DeviceKind};
@@ -22,6 +24,32 @@ pub trait HostTask: Send + Sync {
     /// # Errors
     /// What the kernel says.
     fn run(&self, cx: &mut Forward<'_>) -> Result<(), OpError>;
+}
+
+/// Where the time of recorded steps went, as the thread that drives the GPU sees it. What is left of `total` is
+/// the end of a step: the GPU's work behind the last turn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepTimes {
+    /// Steps that ran.
+    pub steps: u64,
+    /// Turns of the CPU in them.
+    pub turns: u64,
+    /// From the start of the steps to their end.
+    pub total: Duration,
+    /// The CPU waited for the GPU.
+    pub awaited: Duration,
+    /// The CPU computed, and the GPU waited for it or did work of its own.
+    pub computed: Duration,
+}
+
+impl AddAssign for StepTimes {
+    fn add_assign(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.turns += other.turns;
+        self.total += other.total;
+        self.awaited += other.awaited;
+        self.computed += other.computed;
+    }
 }
 
 struct Turn {
@@ -83,23 +111,35 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Runs the step that the workspace was told of: the GPU's part and the CPU's, to the end.
+    /// Runs the step that the workspace was told of: the GPU's part and the CPU's, to the end. Says where its time
+    /// went.
     ///
     /// # Errors
     /// What a task or the GPU says; the GPU is idle then, and the recording can be run again.
-    pub fn run(&self, cx: &mut Forward<'_>) -> Result<(), OpError> {
+    pub fn run(&self, cx: &mut Forward<'_>) -> Result<StepTimes, OpError> {
         let number = cx.step;
+        let begin = Instant::now();
+        let mut times = StepTimes {
+            steps: 1,
+            ..StepTimes::default()
+        };
         self.graph.launch().map_err(refused)?;
         let turns = self.turns.iter().enumerate();
         let result = turns.into_iter().try_for_each(|(slot, turn)| {
+            let idle = Instant::now();
             if turn.awaits_gpu {
                 self.handover
                     .await_submitted(slot, number)
                     .map_err(refused)?;
             }
+            let busy = Instant::now();
             turn.tasks.iter().try_for_each(|task| task.run(cx))?;
             self.handover.answer(slot, number);
-            turn.later.iter().try_for_each(|task| task.run(cx))
+            turn.later.iter().try_for_each(|task| task.run(cx))?;
+            times.turns += 1;
+            times.awaited += busy - idle;
+            times.computed += busy.elapsed();
+            Ok(())
         });
         if result.is_err() {
             self.handover.give_up();
@@ -107,7 +147,9 @@ impl Recording {
         let idle = self.gpu.synchronize().map_err(refused);
         let faultless = self.handover.fault().map_err(refused);
         self.handover.clear_fault();
-        result.and(idle).and(faultless)
+        result.and(idle).and(faultless)?;
+        times.total = begin.elapsed();
+        Ok(times)
     }
 }
 

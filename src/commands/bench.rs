@@ -4,7 +4,7 @@ use std::io::{Write, stdout};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use ktx_core::{Engine, Outputs, Session, TokenId};
+use ktx_core::{Engine, Outputs, Session, StepTimes, TokenId};
 use serde_json::{Map, Value};
 
 use crate::error::CliError;
@@ -62,6 +62,31 @@ pub(crate) struct BenchArgs {
 struct Rates {
     prompt: Vec<f64>,
     generate: Vec<f64>,
+    /// Of the tokens that a GPU and the CPU generated together, the warm-up's included.
+    shared: Option<Shares>,
+}
+
+/// Milliseconds of one generated token.
+struct Shares {
+    total: f64,
+    /// The CPU computed.
+    computed: f64,
+    /// The CPU waited for the GPU.
+    awaited: f64,
+    /// The CPU's turns.
+    turns: u64,
+}
+
+impl Shares {
+    fn of(times: StepTimes) -> Option<Self> {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3 / times.steps as f64;
+        (times.turns > 0).then(|| Self {
+            total: ms(times.total),
+            computed: ms(times.computed),
+            awaited: ms(times.awaited),
+            turns: times.turns / times.steps,
+        })
+    }
 }
 
 /// Runs the command.
@@ -110,6 +135,7 @@ fn measure(args: &BenchArgs, engine: &Engine) -> Result<Rates, CliError> {
                 .extend((repetition > 0).then(|| args.generate as f64 / time.as_secs_f64()));
         }
     }
+    rates.shared = Shares::of(engine.step_times()?);
     Ok(rates)
 }
 
@@ -169,6 +195,12 @@ fn print_json(args: &BenchArgs, engine: &Engine, rates: &Rates) -> Result<(), Cl
     if !rates.generate.is_empty() {
         put("generate_tps", median(&rates.generate).into());
     }
+    if let Some(shares) = &rates.shared {
+        put("token_ms", shares.total.into());
+        put("token_cpu_ms", shares.computed.into());
+        put("token_gpu_wait_ms", shares.awaited.into());
+        put("token_turns", shares.turns.into());
+    }
     put("threads", engine.settings().threads.into());
     put("prompt_tokens", args.prompt.into());
     put("generate_tokens", args.generate.into());
@@ -212,7 +244,21 @@ fn print_table(args: &BenchArgs, engine: &Engine, rates: &Rates) -> Result<(), C
         3 | 4 => Paint::Faint,
         _ => Paint::Plain,
     };
-    Ok(table.write_painted(&mut out, Style::of_stdout(), &paint)?)
+    table.write_painted(&mut out, Style::of_stdout(), &paint)?;
+    if let Some(shares) = &rates.shared {
+        let Shares {
+            total,
+            computed,
+            awaited,
+            turns,
+        } = shares;
+        writeln!(
+            out,
+            "a generated token takes {total:.2} ms: the CPU computes for {computed:.2} ms in {turns} turns and waits \
+             for the GPU for {awaited:.2} ms"
+        )?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use ktx_kernels::cuda;
 use ktx_kernels::cuda::Gpu;
 use ktx_kernels::device::Device;
 use ktx_kernels::linear::cuda::measured_flops;
+use ktx_kernels::moe::stream;
 use ktx_models::ModelDescription;
 use ktx_ops::WeightStore;
 
@@ -67,19 +68,29 @@ impl AutoPlacement {
             chunk_size: settings.chunk_size,
             kv_type: settings.kv_type,
             gpu_workspace: None,
+            streams: None,
             workload: self.workload,
             machine,
         };
-        // What activations take of a GPU follows from its operators, and these from what they take.
-        for _ in 0..PLACEMENTS {
-            let placed = place(description, store, &request)?;
-            let needed = gpu_workspace(&placed, store, description, settings)?;
-            if needed <= placed.gpu_scratch() {
-                return Ok(placed);
-            }
-            request.gpu_workspace = needed;
+        let placed = fitted(&request, store, description, settings)?;
+        let Some(layer) = placed.most_to_stream(description, store)? else {
+            return Ok(placed);
+        };
+        request.streams = Some(stream::memory_for(self.largest_gpu(), layer));
+        match fitted(&request, store, description, settings) {
+            Ok(streamed) if streamed.seconds() < placed.seconds() => Ok(streamed),
+            // What streams take of a GPU can be worth more there, or be more than it has.
+            _ => Ok(placed),
         }
-        Ok(place(description, store, &request)?)
+    }
+
+    /// Memory of the largest GPU, all of it where it is of this machine: slots are no larger on any other.
+    fn largest_gpu(&self) -> u64 {
+        let gpus = self.gpu_memory.iter().enumerate();
+        let memory = gpus.map(|(index, budget)| {
+            cuda::device(index as u16).map_or(*budget, |gpu| gpu.memory as u64)
+        });
+        memory.max().unwrap_or(0)
     }
 
     /// The rules of a placement.
@@ -96,6 +107,26 @@ impl AutoPlacement {
 
 /// How often a model is placed at most to learn what its activations take.
 const PLACEMENTS: usize = 3;
+
+/// The placement with room for what its operators work in.
+fn fitted(
+    request: &Request,
+    store: &dyn WeightStore,
+    description: &ModelDescription,
+    settings: &Settings,
+) -> Result<Placement, EngineError> {
+    let mut request = request.clone();
+    // What activations take of a GPU follows from its operators, and these from what they take.
+    for _ in 0..PLACEMENTS {
+        let placed = place(description, store, &request)?;
+        let needed = gpu_workspace(&placed, store, description, settings)?;
+        if needed <= placed.gpu_scratch() {
+            return Ok(placed);
+        }
+        request.gpu_workspace = needed;
+    }
+    Ok(place(description, store, &request)?)
+}
 
 /// Bytes that the operators of a placement work in on each GPU; none if it uses no GPU of this machine.
 fn gpu_workspace(

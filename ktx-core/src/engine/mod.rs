@@ -18,6 +18,7 @@ use ktx_kernels::workspace::Transfers;
 use ktx_models::ModelDescription;
 use ktx_ops::experts::ExpertUses;
 use ktx_ops::lora::{ActiveAdapter, AdapterId};
+use ktx_ops::recording::StepTimes;
 
 pub(crate) use adapters::AdapterSet;
 pub use adapters::LoadedAdapter;
@@ -130,6 +131,15 @@ impl Engine {
     /// [`EngineError::Poisoned`] after a panic in a step.
     pub fn transfers(&self) -> Result<BTreeMap<(Device, Device), Transfers>, EngineError> {
         Ok(self.inner.runtime()?.transfers())
+    }
+
+    /// Where the time went of steps that a GPU and the CPU shared since the model was loaded: those that were
+    /// recorded and ran.
+    ///
+    /// # Errors
+    /// [`EngineError::Poisoned`] after a panic in a step.
+    pub fn step_times(&self) -> Result<StepTimes, EngineError> {
+        Ok(self.inner.runtime()?.step_times())
     }
 
     /// Loads an adapter beside those that are there: a GGUF file, or the directory of a PEFT adapter.

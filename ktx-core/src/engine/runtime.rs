@@ -13,7 +13,7 @@ use ktx_kernels::workspace::{Act, StepCapacity, Transfers, Workspace, WorkspaceE
 use ktx_ops::experts::ExpertUses;
 use ktx_ops::lora::{Adapter, AdapterId, RowAdapters, attach_all, detach};
 use ktx_ops::module::KvLayout;
-use ktx_ops::recording::Recorder;
+use ktx_ops::recording::{Recorder, StepTimes};
 use ktx_ops::{
     Batch, Capacity, Children, Forward, KModule, Layerwise, Linear, LoadProgress, LoadScope,
     Loader, Model, Observer, OpError, Operator, Phase, Streaming, load_all,
@@ -338,6 +338,11 @@ impl Runtime {
         self.workspace.transfers().clone()
     }
 
+    /// Where the time of recorded steps went so far.
+    pub(crate) fn step_times(&self) -> StepTimes {
+        self.steps.times
+    }
+
     /// The counters of routed experts, by path; an operator for each phase has its own.
     pub(crate) fn expert_uses(&self) -> Vec<(String, Arc<ExpertUses>)> {
         let mut found = Vec::new();
@@ -457,14 +462,16 @@ impl Runtime {
         let Some(step) = self.steps.take(rows) else {
             return Ok(());
         };
+        let mut times = StepTimes::default();
         let result = self.with(batch, phase, false, None, None, |cx, _, _| {
-            step.recording.run(cx)?;
+            times = step.recording.run(cx)?;
             let vocab = step.logits.cols();
             let logits = cx.workspace.write(step.logits);
             logits.chunks_exact_mut(vocab).for_each(&mut *on_logits);
             Ok(())
         });
         self.steps.keep(rows, Some(step));
+        self.steps.times += times;
         result
     }
 

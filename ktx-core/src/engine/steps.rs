@@ -7,7 +7,7 @@ use ktx_kernels::device::{Device, DeviceKind};
 use ktx_kernels::kv::SequenceKv;
 use ktx_kernels::workspace::{Act, StepCapacity};
 use ktx_ops::Batch;
-use ktx_ops::recording::Recording;
+use ktx_ops::recording::{Recording, StepTimes};
 
 /// A recorded step with the place of its logits `[rows, vocab]` in main memory.
 pub(super) struct RecordedStep {
@@ -44,6 +44,8 @@ pub(super) struct Steps {
     gpu: Option<Device>,
     /// By the number of rows.
     shapes: HashMap<usize, Shape>,
+    /// Of all that was recorded and ran.
+    pub(super) times: StepTimes,
 }
 
 impl Steps {
@@ -59,6 +61,7 @@ impl Steps {
             has_gpus: first.is_some(),
             gpu: first.filter(|_| second.is_none()).copied(),
             shapes: HashMap::new(),
+            times: StepTimes::default(),
         }
     }
 

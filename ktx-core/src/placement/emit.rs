@@ -17,6 +17,8 @@ use super::{PlacedStage, Placement, PlacementError};
 use crate::plan::{Plan, PlanEntry, plan};
 use crate::rules::{Rule, RuleSet, preset_for, presets};
 
+/// The operator of streamed experts on a GPU.
+const STREAMED_OPERATOR: &str = "KExpertsMarlin";
 /// Operators of the host and those that take their place on a GPU.
 const GPU_OPERATORS: [(&str, &str); 2] = [
     ("KLinearCPUInfer", "KLinearMarlin"),
@@ -269,6 +271,12 @@ fn write_rule(
         .unwrap_or_default();
     if let Some((target, placement)) = target {
         move_to(&mut kwargs, target, entries[0].role);
+        let waits_on_host = target.device.is_cpu() && !target.out.is_cpu();
+        if placement.request.streams.is_some() && entries[0].role == Role::Experts && waits_on_host
+        {
+            kwargs.insert("prefill_device".to_owned(), target.out.to_string().into());
+            kwargs.insert("prefill_op".to_owned(), STREAMED_OPERATOR.into());
+        }
         if entries[0].role == Role::Model
             && let Some(map) = placement.transfer_map()
         {

@@ -35,15 +35,16 @@ const TYPES: [GgmlType; 9] = [
 const COLS: usize = 2048;
 /// Bytes that are read in a pass: more than caches near the cores hold.
 const STREAM_BYTES: usize = 48 << 20;
-/// Rows and tokens of the products with many tokens.
-const BATCH_ROWS: usize = 512;
+/// Rows for each thread, and tokens, of the products with many tokens: threads share panels of 32 rows, and with few
+/// of them a part of the threads would have nothing to do.
+const BATCH_THREAD_ROWS: usize = 256;
 const BATCH_TOKENS: usize = 96;
 /// Passes of each measurement, of which the median counts.
 const PASSES: usize = 3;
 /// Regions that do nothing, to find what one costs.
 const REGIONS: u32 = 2000;
 /// Format of the cache file; others are ignored.
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 /// Bytes of a cache file that anybody could have written.
 const MAX_CACHE: u64 = 1 << 20;
 
@@ -144,11 +145,12 @@ fn rate(pool: &ThreadPool, ty: GgmlType) -> TypeRate {
         }))
     };
     let stream = product(rows, 1).unwrap_or(f64::INFINITY);
-    let batch = product(BATCH_ROWS, BATCH_TOKENS).unwrap_or(f64::INFINITY);
+    let batch_rows = rows.min(BATCH_THREAD_ROWS * pool.threads());
+    let batch = product(batch_rows, BATCH_TOKENS).unwrap_or(f64::INFINITY);
     TypeRate {
         ty,
         stream: (rows * row_bytes) as f64 / stream,
-        flops: (2 * BATCH_ROWS * COLS * BATCH_TOKENS) as f64 / batch,
+        flops: (2 * batch_rows * COLS * BATCH_TOKENS) as f64 / batch,
     }
 }
 
@@ -250,7 +252,7 @@ mod tests {
             "{",
             "[]",
             r#"{"version": 9}"#,
-            r#"{"version":2,"cpus":{"a":{}}}"#,
+            r#"{"version":3,"cpus":{"a":{}}}"#,
             "\u{0}\u{1}",
         ] {
             std::fs::write(&file, text).unwrap();

@@ -79,6 +79,9 @@ pub struct Request {
     pub kv_type: KvType,
     /// Bytes of activations on a GPU, where they are known; else they are estimated.
     pub gpu_workspace: Option<u64>,
+    /// Bytes of each GPU through which prompts stream the experts that main memory holds; none if the CPU
+    /// computes them.
+    pub streams: Option<u64>,
     /// What the machine will be asked for.
     pub workload: Workload,
     /// How fast the machine is.
@@ -94,6 +97,7 @@ impl Request {
             chunk_size: 512,
             kv_type: KvType::F16,
             gpu_workspace: None,
+            streams: None,
             workload: Workload::default(),
             machine,
         }
@@ -209,7 +213,7 @@ pub fn place(
             generate: 1.0 / time.generate,
         }
     };
-    Ok(Placement {
+    let mut placement = Placement {
         memory: memory(&stages, &choices, request),
         prediction: predict(&choices),
         host_only: predict(&on_host),
@@ -231,7 +235,11 @@ pub fn place(
             })
             .collect(),
         request: request.clone(),
-    })
+    };
+    if request.streams.is_some() {
+        placement.predict_streams(description, store)?;
+    }
+    Ok(placement)
 }
 
 fn device(spot: Spot) -> Device {
@@ -264,7 +272,8 @@ fn gpu_scratch(stages: &Stages, request: &Request) -> u64 {
 
 /// What each device has left for weights and cache.
 fn limits(stages: &Stages, request: &Request) -> Result<Limits, PlacementError> {
-    let reserved = request.machine.gpu.reserved + gpu_scratch(stages, request);
+    let streams = request.streams.unwrap_or(0);
+    let reserved = request.machine.gpu.reserved + gpu_scratch(stages, request) + streams;
     let gpu = |(index, budget): (usize, &u64)| {
         budget
             .checked_sub(reserved)
@@ -319,7 +328,7 @@ fn memory(
                 memory.process = PROCESS_BYTES;
             }
             false => {
-                memory.scratch = gpu_scratch(stages, request);
+                memory.scratch = gpu_scratch(stages, request) + request.streams.unwrap_or(0);
                 memory.process = request.machine.gpu.reserved;
             }
         }
@@ -331,7 +340,64 @@ impl Placement {
     /// Bytes of activations on a GPU, the same on each; none without GPUs.
     pub(crate) fn gpu_scratch(&self) -> Option<u64> {
         let mut gpus = self.memory.iter().filter(|(device, _)| !device.is_cpu());
-        gpus.next().map(|(_, memory)| memory.scratch)
+        let streams = self.request.streams.unwrap_or(0);
+        gpus.next().map(|(_, memory)| memory.scratch - streams)
+    }
+
+    /// Seconds of the workload that it was made for.
+    pub fn seconds(&self) -> f64 {
+        let Workload { prompt, generate } = self.request.workload;
+        prompt as f64 / self.prediction.prefill + generate as f64 / self.prediction.generate
+    }
+
+    /// Bytes of the largest layer of experts that main memory holds while its attention is on a GPU: what
+    /// prompts can stream there. None if there is no such layer.
+    ///
+    /// # Errors
+    /// [`OpError`] if a tensor is missing or has another shape than the metadata say.
+    pub(crate) fn most_to_stream(
+        &self,
+        description: &ModelDescription,
+        store: &dyn WeightStore,
+    ) -> Result<Option<u64>, OpError> {
+        let stages = Stages::of(&description.tree, store)?;
+        let streamed = stages.all.iter().filter_map(|s| s.experts.as_ref());
+        let streamed = streamed.filter(|(_, path)| self.can_stream(path));
+        Ok(streamed.map(|(part, _)| part.bytes()).max())
+    }
+
+    /// Whether the experts at a path are in main memory, and the attention before them is on a GPU.
+    fn can_stream(&self, path: &str) -> bool {
+        self.stages.iter().any(|stage| {
+            let own = stage.experts.as_ref();
+            own.is_some_and(|(device, own)| own == path && device.is_cpu()) && !stage.home.is_cpu()
+        })
+    }
+
+    /// Takes what streams save of a prompt into the prediction.
+    fn predict_streams(
+        &mut self,
+        description: &ModelDescription,
+        store: &dyn WeightStore,
+    ) -> Result<(), OpError> {
+        let machine = &self.request.machine;
+        let priced = streaming(&description.tree, store, machine, |path| {
+            self.can_stream(path)
+        })?;
+        let Some(priced) = priced else { return Ok(()) };
+        let request = &self.request;
+        let rows = request.chunk_size.min(request.workload.prompt).max(1);
+        let experts = self.stages.iter().filter_map(|s| s.experts.as_ref());
+        let layers = experts.filter(|(_, path)| self.can_stream(path)).count();
+        if rows < priced.from {
+            return Ok(());
+        }
+        let saved = (priced.on_cpu(rows) - priced.on_both(rows)).max(0.0);
+        let seconds = rows as f64 / self.prediction.prefill - layers as f64 * saved;
+        // Attention and what else the GPU computes take at least as long as its rows of experts.
+        let least = (layers * rows) as f64 * priced.gpu_row;
+        self.prediction.prefill = rows as f64 / seconds.max(least);
+        Ok(())
     }
 
     /// Where the module at a path runs.

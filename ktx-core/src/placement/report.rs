@@ -97,6 +97,13 @@ impl Placement {
                 writeln!(f, "{name}: {told}")?;
             }
         }
+        if let Some(bytes) = self.request.streams {
+            writeln!(
+                f,
+                "long prompts: experts in main memory are streamed to the GPU, through {} of it",
+                Bytes(bytes)
+            )?;
+        }
         Ok(())
     }
 

@@ -7,9 +7,6 @@ use super::cost::{Conditions, Workload};
 use super::machine::Machine;
 use super::units::{Stage, Stages};
 
-/// What experts take on the CPU beside uploads, over what single products do alone. Measured on an H100's
-/// host: with 512 rows the price of products says 0.7 as the best share, and 0.75 is.
-const BESIDE_UPLOADS: f64 = 1.3;
 /// Seconds a layer that streaming has to save: starts of its kernels, and what prices are off by.
 const WORTH: f64 = 400e-6;
 /// Rows of a chunk that prices are for.
@@ -76,7 +73,7 @@ pub(crate) fn streaming(
         from: 0,
         share: None,
         upload,
-        cpu: std::array::from_fn(|power| BESIDE_UPLOADS * on_cpu(1 << power)),
+        cpu: std::array::from_fn(|power| on_cpu(1 << power)),
         gpu_row: gpu_chunk / CHUNK as f64,
         // There and back, on a bus that the uploads use too.
         handover_row: 2.0 * (stages.hidden_size * size_of::<f32>() as u64) as f64

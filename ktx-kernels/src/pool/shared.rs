@@ -13,6 +13,9 @@ use std::thread::Thread;
 const SPINS: u32 = 400;
 /// Times that it then offers its core to others before it parks.
 const YIELDS: u32 = 64;
+/// Times that a worker that is to stay awake polls before it offers its core to others: about a millisecond. Where
+/// a sandbox stands before the kernel, an offer takes so long that the worker misses the next region's beginning.
+const AWAKE_SPINS: u32 = 1 << 15;
 
 /// Set in `gate` while workers may join; the bits below count those that have.
 const OPEN: u32 = 1 << 31;
@@ -160,7 +163,7 @@ impl Shared {
         let mut joined = self.gate.0.fetch_and(!OPEN, Ordering::AcqRel) & !OPEN;
         let mut spins = 0;
         while joined != 0 {
-            relax(&mut spins);
+            self.relax(&mut spins);
             joined = self.gate.0.load(Ordering::Acquire);
         }
         if !self.panicked.load(Ordering::Relaxed) {
@@ -233,13 +236,8 @@ impl Shared {
             if now != seen {
                 return now;
             }
-            if !relax(&mut spins) {
-                if self.awake.0.load(Ordering::Relaxed) == 0 {
-                    self.park(seen, worker);
-                } else {
-                    // Another round of pauses before the core is offered to others again.
-                    spins = 0;
-                }
+            if !self.relax(&mut spins) {
+                self.park(seen, worker);
             }
         }
     }
@@ -251,6 +249,26 @@ impl Shared {
 
     pub(super) fn sleep(&self) {
         self.awake.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// One step of waiting: pauses first, then yields. False once both have been used up, which they never are
+    /// while workers are to stay awake.
+    fn relax(&self, steps: &mut u32) -> bool {
+        *steps = steps.saturating_add(1);
+        if self.awake.0.load(Ordering::Relaxed) != 0 {
+            if steps.is_multiple_of(AWAKE_SPINS) {
+                std::thread::yield_now();
+                *steps = 0;
+            }
+            std::hint::spin_loop();
+            return true;
+        }
+        if *steps <= SPINS {
+            std::hint::spin_loop();
+        } else {
+            std::thread::yield_now();
+        }
+        *steps < SPINS + YIELDS
     }
 
     fn park(&self, seen: u32, worker: usize) {
@@ -265,17 +283,6 @@ impl Shared {
             self.sleepers.0.fetch_sub(1, Ordering::SeqCst);
         }
     }
-}
-
-/// One step of waiting: pauses first, then yields. False once both have been used up.
-fn relax(steps: &mut u32) -> bool {
-    *steps = steps.saturating_add(1);
-    if *steps <= SPINS {
-        std::hint::spin_loop();
-    } else {
-        std::thread::yield_now();
-    }
-    *steps < SPINS + YIELDS
 }
 
 thread_local! {
