@@ -218,4 +218,4 @@ def test_a_dialog_that_is_cancelled_says_how_to_go_on(open_page):
     page = open_page(os.environ["LOCKED_URL"], expected=["401"])
     page.wait_for_selector("#key-dialog[open]")
     page.keyboard.press("Escape")
-    assert "API key" in page.inner_text("#notice")
+    until(page, "document.getElementById('notice').textContent.includes('API key')")

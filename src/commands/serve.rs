@@ -79,7 +79,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, alias = "cache_lens", value_name = "N")]
     cache_tokens: Option<usize>,
 
-    /// Prompt tokens of a step while others generate: fewer let them stutter less
+    /// Prompt tokens of a step while others generate, for each prompt that waits: fewer let them stutter less
     #[arg(long, value_name = "N", default_value_t = 128)]
     mixed_chunk: usize,
 

@@ -2,8 +2,8 @@
 //!
 //! A [`Scheduler`] runs on a thread of its own. Each of its turns is one forward call (two, where the
 //! plan has other operators for prompts than for generation): one row for every stream that generates,
-//! and parts of prompts in the rows that are left. So a long prompt delays running streams by one chunk
-//! at most. What a request gets does not depend on what runs beside it ([`Batching::Exact`]): the same
+//! and parts of prompts in the rows that are left, the more the more prompts there are. So a long prompt
+//! delays running streams by one chunk at most. What a request gets does not depend on what runs beside it ([`Batching::Exact`]): the same
 //! seed gives the same tokens.
 //!
 //! ```no_run
@@ -54,7 +54,7 @@ use worker::Worker;
 const DEFAULT_RUNNING: usize = 32;
 /// Requests that wait for their turn, if not set.
 const DEFAULT_WAITING: usize = 256;
-/// Rows of a step with running streams, if not set: prompts are read in smaller parts meanwhile.
+/// Rows of a step for each prompt beside running streams, if not set: a long prompt is read in smaller parts meanwhile.
 const DEFAULT_MIXED_ROWS: usize = 128;
 
 /// Limits of a scheduler.
@@ -64,8 +64,8 @@ pub struct SchedulerSettings {
     pub max_running: usize,
     /// Requests that wait at most; more are refused.
     pub max_waiting: usize,
-    /// Prompt tokens of a step while streams generate: a smaller number lets them stutter less, and
-    /// prompts take longer.
+    /// Prompt tokens of a step while streams generate, for each prompt that is being read: a smaller number lets
+    /// streams stutter less, and prompts take longer. A step never has more rows than the engine's chunk.
     pub mixed_rows: usize,
     /// Whether prompts begin with what the cache still has of earlier ones.
     pub prefix_cache: PrefixSharing,

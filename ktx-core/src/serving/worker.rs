@@ -303,16 +303,6 @@ impl Worker {
         }
         // Those that gave their pages up stood at the end.
         turn.generate.retain(|part| part.index < self.running.len());
-        let mut budget = self.rows;
-        if !turn.generate.is_empty() {
-            budget = (budget - turn.generate.len()).min(self.settings.mixed_rows);
-        }
-        // Those that lost their pages have more to compute than their last token.
-        for part in &mut turn.generate {
-            let more = (self.running[part.index].remaining() - 1).min(budget);
-            part.tokens += more;
-            budget -= more;
-        }
         let reading: Vec<(usize, usize)> = self
             .running
             .iter()
@@ -320,6 +310,14 @@ impl Worker {
             .filter(|(_, s)| !s.is_generating() && !s.is_returning())
             .map(|(index, s)| (index, s.remaining()))
             .collect();
+        let streams = turn.generate.len();
+        let mut budget = budget(self.rows, self.settings.mixed_rows, streams, reading.len());
+        // Those that lost their pages have more to compute than their last token.
+        for part in &mut turn.generate {
+            let more = (self.running[part.index].remaining() - 1).min(budget);
+            part.tokens += more;
+            budget -= more;
+        }
         turn.prefill = shares(&reading, budget);
         turn
     }
@@ -489,6 +487,16 @@ fn order(batching: Batching, phase: Phase) -> ProductOrder {
     }
 }
 
+/// Rows of a step for prompts: all that are left if no stream waits for the step's end, otherwise `mixed_rows` for each
+/// prompt that is read. Many who wait for their first token count more than few who wait for their next.
+fn budget(rows: usize, mixed_rows: usize, streams: usize, prompts: usize) -> usize {
+    let left = rows - streams;
+    match streams {
+        0 => left,
+        _ => left.min(mixed_rows.saturating_mul(prompts.max(1))),
+    }
+}
+
 /// Divides a step's rows among prompts: half of them to the oldest, so that it is never left behind, the
 /// rest to those that are nearest to their end, so that a short prompt does not wait for a long one.
 fn shares(reading: &[(usize, usize)], budget: usize) -> Vec<Part> {
@@ -525,6 +533,15 @@ mod tests {
             .iter()
             .map(|p| (p.index, p.tokens))
             .collect()
+    }
+
+    #[test]
+    fn one_prompt_beside_streams_gets_few_rows_and_many_prompts_get_more() {
+        assert_eq!(budget(512, 128, 0, 1), 512);
+        assert_eq!(budget(512, 128, 5, 1), 128);
+        assert_eq!(budget(512, 128, 5, 3), 384);
+        assert_eq!(budget(512, 128, 5, 30), 507);
+        assert_eq!(budget(512, usize::MAX, 512, 0), 0);
     }
 
     #[test]
