@@ -5,6 +5,7 @@ use std::fmt::Write;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use ktx_core::kernels::kv::PAGE_TOKENS;
 use ktx_core::serving::{Histogram, MetricsSnapshot};
 
 use crate::app::App;
@@ -31,6 +32,17 @@ impl Page<'_> {
     fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
         self.head(name, kind, help);
         let _ = writeln!(self.text, "{name}{{model_name=\"{}\"}} {value}", self.model);
+    }
+
+    /// The size of the cache; routers read its labels.
+    fn cache(&mut self, pages: usize) {
+        let name = "vllm:cache_config_info";
+        self.head(name, "gauge", "Pages of the cache, and tokens of a page.");
+        let _ = writeln!(
+            self.text,
+            "{name}{{block_size=\"{PAGE_TOKENS}\",num_gpu_blocks=\"{pages}\",model_name=\"{}\"}} 1",
+            self.model
+        );
     }
 
     fn tier(&mut self, name: &str, tier: &str, value: u64) {
@@ -88,6 +100,7 @@ fn render(metrics: &MetricsSnapshot, model: &str) -> String {
     for (name, help, value) in gauges {
         page.one(name, "gauge", help, value);
     }
+    page.cache(metrics.pages);
     let counters = [
         (
             "vllm:prompt_tokens_total",
@@ -210,7 +223,12 @@ mod tests {
 
     #[test]
     fn names_are_escaped_and_every_line_is_a_comment_or_a_value() {
-        let text = render(&MetricsSnapshot::default(), "a\"b");
+        let counts = MetricsSnapshot {
+            pages: 48,
+            ..MetricsSnapshot::default()
+        };
+        let text = render(&counts, "a\"b");
+        assert!(text.contains("block_size=\"64\",num_gpu_blocks=\"48\""));
         assert!(text.contains("vllm:num_requests_running{model_name=\"a\\\"b\"} 0\n"));
         for line in text.lines() {
             let value = line.rsplit(' ').next().unwrap_or_default();

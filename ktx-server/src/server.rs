@@ -1,12 +1,13 @@
 //! A server, from its address to its end.
 
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ktx_core::serving::Scheduler;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
@@ -22,6 +23,8 @@ const THREADS: usize = 2;
 const SAVE_TIME: Duration = Duration::from_secs(30);
 /// How often it is looked whether that is done.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Connections that the system holds until they are accepted; of those beyond it clients hear nothing for a second.
+const BACKLOG: u32 = 4096;
 /// Threads that render templates and encode prompts.
 const BLOCKING_THREADS: usize = 16;
 
@@ -67,10 +70,10 @@ impl Server {
             .enable_all()
             .build()
             .map_err(ServerError::Start)?;
-        let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(listen)?.collect();
-        let listener = runtime
-            .block_on(TcpListener::bind(&addresses[..]))
-            .map_err(listen)?;
+        let listener = {
+            let _inside = runtime.enter();
+            listen_on(address).map_err(listen)?
+        };
         let address = listener.local_addr().map_err(listen)?;
         let plan = plan.with_engine(scheduler.engine(), &settings.model_name);
         Ok(Self {
@@ -141,4 +144,27 @@ impl Server {
             thread::sleep(LOOK_AGAIN);
         }
     }
+}
+
+/// Listens on the first of a name's addresses that can be had. To be called inside of a runtime.
+fn listen_on(address: &str) -> io::Result<TcpListener> {
+    let mut error = io::ErrorKind::AddrNotAvailable.into();
+    for address in address.to_socket_addrs()? {
+        let listen = || {
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                SocketAddr::V6(_) => TcpSocket::new_v6()?,
+            };
+            // As the system's own way to listen does: a port is free again at once. Elsewhere it means another thing.
+            #[cfg(unix)]
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        };
+        match listen() {
+            Ok(listener) => return Ok(listener),
+            Err(e) => error = e,
+        }
+    }
+    Err(error)
 }

@@ -21,6 +21,10 @@ const FREE_MEMORY_PARTS: u64 = 8;
 /// and so many bytes at most.
 const MOST_PREFIX_RAM: u64 = 8 << 30;
 
+/// Files that are open beside connections: the model's, the prefix cache's, the system's.
+#[cfg(unix)]
+const OTHER_FILES: usize = 128;
+
 const EXAMPLE: &str = "\
 Examples:
   ktx serve
@@ -171,6 +175,30 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), CliError> {
     Ok(server.run_until_interrupted()?)
 }
 
+/// Raises the limit of files that this process may have open as far as so many connections need and the system lets
+/// it; as many connections as fit then. More wait until others are closed.
+#[cfg(unix)]
+fn openable(connections: usize) -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = (connections + OTHER_FILES) as u64;
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return connections;
+    }
+    let raised = limit.maximum.map_or(wanted, |most| most.min(wanted));
+    let before = limit.current.replace(raised).unwrap_or(raised);
+    let open = match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => raised,
+        Err(_) => before,
+    };
+    (open as usize).saturating_sub(OTHER_FILES).max(1)
+}
+
+#[cfg(not(unix))]
+fn openable(connections: usize) -> usize {
+    connections
+}
+
 /// IPv6 addresses are written in brackets before a port.
 fn bracketed(host: &str) -> String {
     match host.contains(':') && !host.starts_with('[') {
@@ -237,7 +265,7 @@ impl ServeArgs {
             api_keys,
             defaults: self.sampling.options(&self.thinking),
             max_body_bytes: self.max_body << 20,
-            max_connections: self.max_connections,
+            max_connections: openable(self.max_connections),
             request_timeout: Duration::from_secs(self.timeout),
             drain_timeout: Duration::from_secs(self.drain),
             cors_origins: self.cors_origin.clone(),

@@ -11,6 +11,8 @@ mod placement;
 mod plan;
 mod reports;
 mod rules_check;
+#[cfg(target_os = "linux")]
+mod serve;
 #[cfg(unix)]
 mod terminal;
 

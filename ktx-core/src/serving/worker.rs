@@ -67,8 +67,10 @@ impl Worker {
         inbox: Receiver<Sequence>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, EngineError> {
-        let shared_steps =
-            settings.batching == Batching::Fastest && engine.runtime()?.phases_are_one();
+        let runtime = engine.runtime()?;
+        let shared_steps = settings.batching == Batching::Fastest && runtime.phases_are_one();
+        metrics.with(|m| m.pages = runtime.pages());
+        drop(runtime);
         let spill = match settings.prefix_cache {
             PrefixSharing::On => Spill::open(&settings.spill, &engine, settings.batching)?,
             PrefixSharing::Off => None,
