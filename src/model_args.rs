@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use ktx_core::kernels::kv::KvType;
 use ktx_core::kernels::linear::Precision;
-use ktx_core::placement::ByteSize;
+use ktx_core::placement::{ByteSize, ParseSizeError};
 use ktx_core::rules::RuleVariables;
 use ktx_core::{
-    AutoPlacement, DeviceMapping, Engine, EngineBuilder, HostWeights, MemoryCheck, PlannedModel,
-    Rules,
+    AutoPlacement, DeviceMapping, Engine, EngineBuilder, HostWeights, HotMemory, MemoryCheck,
+    PlannedModel, Rules,
 };
 
 use crate::adapter_args::AdapterArgs;
@@ -70,6 +70,14 @@ pub(crate) struct RuleArgs {
     /// Place modules without rules, into this much main memory [default: what is available]
     #[arg(long, value_name = "SIZE", conflicts_with = "rules")]
     pub(crate) ram: Option<ByteSize>,
+}
+
+/// An amount of a GPU's memory, or what is left of it.
+fn hot_memory(text: &str) -> Result<HotMemory, ParseSizeError> {
+    match text {
+        "auto" => Ok(HotMemory::LeftOver),
+        size => size.parse().map(HotMemory::Bytes),
+    }
 }
 
 /// A variable of a rule file and its value.
@@ -136,6 +144,11 @@ pub(crate) struct EngineArgs {
     /// computes them while a GPU goes on; answers change a little
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) deferred_experts: usize,
+
+    /// GPU memory for the most used of the experts that live in main memory: SIZE, or `auto` for what is left of each
+    /// GPU; answers change a little
+    #[arg(long, value_name = "SIZE", value_parser = hot_memory)]
+    pub(crate) hot_experts: Option<HotMemory>,
 
     #[command(flatten)]
     pub(crate) adapters: AdapterArgs,
@@ -272,6 +285,9 @@ impl EngineArgs {
         }
         if let Some(share) = self.stream_share {
             builder = builder.stream_share(share);
+        }
+        if let Some(memory) = self.hot_experts {
+            builder = builder.hot_experts(memory);
         }
         if let Some(kv_type) = self.kv_type {
             builder = builder.kv_type(match kv_type {

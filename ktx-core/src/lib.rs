@@ -46,14 +46,15 @@ pub use ktx_kernels as kernels;
 pub use ktx_models as models;
 /// Operators: traits, roles, registry.
 pub use ktx_ops as ops;
+pub use ktx_ops::experts::HotReport;
 pub use ktx_ops::lora::AdapterId;
 pub use ktx_ops::recording::StepTimes;
 pub use ktx_ops::register_operator;
 
 pub use chat::Message;
 pub use engine::{
-    AutoPlacement, DeviceMapping, Engine, EngineBuilder, HostWeights, LoadedAdapter, MemoryCheck,
-    PlannedModel, Rules,
+    AutoPlacement, DeviceMapping, Engine, EngineBuilder, HostWeights, HotMemory, LoadedAdapter,
+    MemoryCheck, PlannedModel, Rules,
 };
 pub use error::EngineError;
 pub use sampling::SamplingParams;

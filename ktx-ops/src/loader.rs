@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use ktx_gguf::{HUGE_PAGE, HugePages, Tensor};
 use ktx_kernels::cuda::{CudaError, Gpu};
+use ktx_kernels::device::Device;
 use ktx_kernels::kv::PAGE_TOKENS;
 use ktx_kernels::linear::WeightRows;
 use ktx_kernels::linear::cuda::GpuMatrix;
@@ -16,8 +17,11 @@ use ktx_kernels::rope::cuda::DeviceRopeTable;
 use ktx_kernels::rope::{RopeConfig, RopeError, RopeTable};
 
 use crate::build::{OpError, WeightStore};
+use crate::experts::{ExpertUses, HotLayer, HotSet, OpenHot, streamed_weights};
 use crate::linear::kernel_error;
 use crate::module::KModule;
+use crate::spec::ExpertsSpec;
+use crate::weights::ExpertTensors;
 
 /// Gives operators their weights and tells how far it is.
 pub struct Loader<'a> {
@@ -30,6 +34,8 @@ pub struct Loader<'a> {
     gpu_matrices: HashMap<(u16, String), Arc<GpuMatrix>>,
     gpu_experts: HashMap<(u16, String), Arc<GpuExperts>>,
     streams: Vec<OpenStream>,
+    /// By GPU; none if no experts are cached.
+    hot: Option<Vec<OpenHot>>,
     context: usize,
     copies: Option<Copies<'a>>,
 }
@@ -85,6 +91,7 @@ impl<'a> Loader<'a> {
             gpu_matrices: HashMap::new(),
             gpu_experts: HashMap::new(),
             streams: Vec::new(),
+            hot: None,
             context: Self::CONTEXT,
             copies: None,
         }
@@ -242,6 +249,75 @@ impl<'a> Loader<'a> {
             let _ = open.stream.set(stream);
         }
         Ok(())
+    }
+
+    /// The same with caches on GPUs of the most used experts that live in main memory.
+    pub fn with_hot_experts(self) -> Self {
+        Self {
+            hot: Some(Vec::new()),
+            ..self
+        }
+    }
+
+    /// Adds a layer's experts, which stay in main memory, to those of which a GPU holds the most used; none if that
+    /// is not asked for, or the GPU does not read their types.
+    pub(crate) fn hot_on(
+        &mut self,
+        path: &str,
+        device: Device,
+        spec: &ExpertsSpec,
+        tensors: &[ExpertTensors; 3],
+        biases: Option<[Vec<f32>; 3]>,
+        uses: &Arc<ExpertUses>,
+    ) -> Result<Option<HotLayer>, OpError> {
+        let Some(open) = &mut self.hot else {
+            return Ok(None);
+        };
+        let Some(weights) = streamed_weights(spec, tensors) else {
+            tracing::warn!(path, "experts of these types cannot be cached on a GPU");
+            return Ok(None);
+        };
+        let known = open.iter().position(|o| o.gpu().index() == device.index());
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let gpu = Gpu::open(device.index()).map_err(|e| kernel_error(path, e))?;
+                open.push(OpenHot::new(&gpu));
+                open.len() - 1
+            }
+        };
+        Ok(Some(open[at].push(spec, weights, biases, uses)))
+    }
+
+    /// Starts the caches of the most used experts, when all else has its memory; `bytes` says how much each takes of
+    /// its GPU.
+    ///
+    /// # Errors
+    /// What a GPU refuses.
+    pub fn start_hot_experts(
+        &mut self,
+        bytes: impl Fn(&Gpu) -> Result<usize, CudaError>,
+    ) -> Result<Vec<HotSet>, CudaError> {
+        let mut all = Vec::new();
+        let open = self.hot.take();
+        if open.as_ref().is_some_and(Vec::is_empty) {
+            tracing::warn!(
+                "no experts are cached on a GPU: no layer has its experts in main memory and the rest on a GPU"
+            );
+        }
+        for open in open.unwrap_or_default() {
+            let bytes = bytes(open.gpu())?;
+            let gpu = open.gpu().index();
+            match open.start(bytes)? {
+                Some(set) => all.push(set),
+                None => tracing::warn!(
+                    gpu,
+                    bytes,
+                    "too little memory of the GPU is left to cache experts: all are computed on the CPU"
+                ),
+            }
+        }
+        Ok(all)
     }
 
     /// The weights.

@@ -18,7 +18,7 @@ use ktx_kernels::workspace::{Act, Workspace};
 
 use crate::build::OpError;
 use crate::deferral::Deferral;
-use crate::experts::ExpertUses;
+use crate::experts::{ExpertUses, PartHere};
 pub use crate::loader::{LoadProgress, LoadScope, Loader, load_all, unload_prompt_operators};
 use crate::lora::{ActiveAdapter, AdapterId, Attachment, RowAdapters};
 use crate::recording::Recorder;
@@ -290,6 +290,8 @@ pub struct Capacity {
     pub threads: usize,
     /// Experts of each token that are added one layer later while tokens are generated.
     pub deferred_experts: usize,
+    /// Whether a GPU holds the most used of the experts that live in main memory.
+    pub hot_experts: bool,
 }
 
 /// Memory that a module holds beside the mapped file.
@@ -536,6 +538,30 @@ pub trait Experts: KModule {
         weights: Act,
         out: Act,
     ) -> Result<(), OpError>;
+
+    /// Before a submit: the part of its choices that the device of the rows computes itself while the experts' own
+    /// device computes the others. That device is given [`PartHere::elsewhere`] for `ids` then.
+    fn part_here(
+        &self,
+        cx: &mut Forward<'_>,
+        ids: Act,
+        weights: Act,
+    ) -> Result<Option<PartHere>, OpError> {
+        let _ = (cx, ids, weights);
+        Ok(None)
+    }
+
+    /// Computes such a part: `x` to `out`, both `[rows, hidden]`.
+    fn compute_here(
+        &self,
+        cx: &mut Forward<'_>,
+        x: Act,
+        part: PartHere,
+        out: Act,
+    ) -> Result<(), OpError> {
+        let _ = (cx, x, part, out);
+        Ok(())
+    }
 
     /// Where a call with so many rows takes its input and gives its result.
     fn place(&self, cx: &Forward<'_>, rows: usize) -> Device {

@@ -4,7 +4,7 @@ use std::io::{Write, stdout};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use ktx_core::{Engine, Outputs, Session, StepTimes, TokenId};
+use ktx_core::{Engine, HotReport, Outputs, Session, StepTimes, TokenId};
 use serde_json::{Map, Value};
 
 use crate::error::CliError;
@@ -64,6 +64,8 @@ struct Rates {
     generate: Vec<f64>,
     /// Of the tokens that a GPU and the CPU generated together, the warm-up's included.
     shared: Option<Shares>,
+    /// Of all runs, the warm-up's included.
+    hot: Option<HotReport>,
 }
 
 /// Milliseconds of one generated token.
@@ -136,6 +138,7 @@ fn measure(args: &BenchArgs, engine: &Engine) -> Result<Rates, CliError> {
         }
     }
     rates.shared = Shares::of(engine.step_times()?);
+    rates.hot = engine.hot_experts()?;
     Ok(rates)
 }
 
@@ -175,6 +178,11 @@ fn random_tokens(engine: &Engine, count: usize) -> Vec<TokenId> {
     (0..count).map(|_| next()).collect()
 }
 
+/// Part of the choices that found their expert in the cache.
+fn hit_rate(hot: &HotReport) -> f64 {
+    hot.hits as f64 / hot.choices.max(1) as f64
+}
+
 fn median(rates: &[f64]) -> f64 {
     let mut sorted = rates.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -200,6 +208,11 @@ fn print_json(args: &BenchArgs, engine: &Engine, rates: &Rates) -> Result<(), Cl
         put("token_cpu_ms", shares.computed.into());
         put("token_gpu_wait_ms", shares.awaited.into());
         put("token_turns", shares.turns.into());
+    }
+    if let Some(hot) = &rates.hot {
+        put("hot_slots", hot.slots.into());
+        put("hot_rate", hit_rate(hot).into());
+        put("hot_uploads", hot.uploads.into());
     }
     put("threads", engine.settings().threads.into());
     put("prompt_tokens", args.prompt.into());
@@ -256,6 +269,17 @@ fn print_table(args: &BenchArgs, engine: &Engine, rates: &Rates) -> Result<(), C
             out,
             "a generated token takes {total:.2} ms: the CPU computes for {computed:.2} ms in {turns} turns and waits \
              for the GPU for {awaited:.2} ms"
+        )?;
+    }
+    if let Some(hot) = &rates.hot {
+        writeln!(
+            out,
+            "hot experts: {:.1} % of the choices were computed on the GPU, which has room for {} of {} experts; {} \
+             were uploaded",
+            100.0 * hit_rate(hot),
+            hot.slots,
+            hot.experts,
+            hot.uploads
         )?;
     }
     Ok(())

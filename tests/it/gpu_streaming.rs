@@ -28,7 +28,7 @@ const RULES: &str = "\
   replace: {class: default, kwargs: {generate_device: 'cuda:0', prefill_device: 'cuda:0'}}
 ";
 
-fn streaming(gguf: &Gguf, precision: Precision) -> EngineBuilder {
+pub(crate) fn streaming(gguf: &Gguf, precision: Precision) -> EngineBuilder {
     let rules = Rules::Text {
         name: "streaming.yaml".to_owned(),
         text: RULES.to_owned(),

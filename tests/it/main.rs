@@ -7,6 +7,7 @@ mod fp8;
 mod generation;
 mod goldens;
 mod gpu;
+mod gpu_hot;
 mod gpu_streaming;
 mod huge_pages;
 #[cfg(target_os = "linux")]

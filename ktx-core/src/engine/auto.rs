@@ -12,7 +12,7 @@ use ktx_models::ModelDescription;
 use ktx_ops::WeightStore;
 
 use super::runtime::Parts;
-use super::{MemoryCheck, Settings, available_devices};
+use super::{HotMemory, MemoryCheck, Settings, available_devices};
 use crate::error::EngineError;
 use crate::inject::inject;
 use crate::memory::available_host_memory;
@@ -61,7 +61,7 @@ impl AutoPlacement {
         let machine = self.machine.clone().unwrap_or_else(|| machine(threads));
         let mut request = Request {
             budget: Budget {
-                gpus: self.gpu_memory.clone(),
+                gpus: self.for_modules(settings),
                 ram,
             },
             context: settings.context,
@@ -82,6 +82,13 @@ impl AutoPlacement {
             // What streams take of a GPU can be worth more there, or be more than it has.
             _ => Ok(placed),
         }
+    }
+
+    /// Bytes of each GPU but for those that hot experts get.
+    fn for_modules(&self, settings: &Settings) -> Vec<u64> {
+        let hot = settings.hot_experts.map_or(0, HotMemory::known);
+        let gpus = self.gpu_memory.iter();
+        gpus.map(|bytes| bytes.saturating_sub(hot)).collect()
     }
 
     /// Memory of the largest GPU, all of it where it is of this machine: slots are no larger on any other.

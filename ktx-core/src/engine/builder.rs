@@ -19,7 +19,7 @@ use ktx_ops::{LoadProgress, Role, Streaming, try_registry};
 use super::auto::machine;
 use super::inputs::{Rules, Source, open, read_rules};
 use super::settings::{HostWeights, MemoryCheck, Settings, cacheable, deferrable, positive};
-use super::{AdapterSet, AutoPlacement, Engine, Inner, LoadedAdapter, Runtime, runtime};
+use super::{AdapterSet, AutoPlacement, Engine, HotMemory, Inner, LoadedAdapter, Runtime, runtime};
 use crate::chat::ChatTemplate;
 use crate::error::EngineError;
 use crate::inject::{InjectReport, inject};
@@ -76,6 +76,7 @@ pub struct EngineBuilder {
     precision: Precision,
     kv_type: Option<KvType>,
     deferred_experts: usize,
+    hot_experts: Option<HotMemory>,
     host_weights: HostWeights,
     stream_from: Option<usize>,
     stream_share: Option<f64>,
@@ -189,6 +190,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Memory of each GPU for the most used of the experts that live in main memory, where their block is on a GPU:
+    /// those are computed there while tokens are generated, the others on the CPU at the same time. Which they
+    /// are follows what was chosen of late, so results depend on it in their last digits. If not set, none.
+    pub fn hot_experts(mut self, memory: HotMemory) -> Self {
+        self.hot_experts = Some(memory);
+        self
+    }
+
     /// Where weights lie that the CPU multiplies with; if not set, in the mapped file.
     pub fn host_weights(mut self, place: HostWeights) -> Self {
         self.host_weights = place;
@@ -264,6 +273,7 @@ impl EngineBuilder {
                 (None, _) => KvType::F16,
             },
             deferred_experts: deferrable(self.deferred_experts, &description.tree)?,
+            hot_experts: self.hot_experts,
             host_weights: self.host_weights,
             streaming: None,
             uploads: self.uploads,
@@ -514,6 +524,7 @@ impl PlannedModel {
             let memory = estimate.devices.entry(device).or_default();
             memory.scratch += bytes;
             if !device.is_cpu() {
+                memory.scratch += self.settings.hot_experts.map_or(0, HotMemory::known);
                 memory.process += GPU_PROCESS_BYTES;
             }
         }

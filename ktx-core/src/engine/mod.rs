@@ -3,6 +3,7 @@
 mod adapters;
 mod auto;
 mod builder;
+mod hot;
 mod inputs;
 #[cfg(test)]
 mod mixed;
@@ -17,6 +18,7 @@ use ktx_kernels::device::Device;
 use ktx_kernels::workspace::Transfers;
 use ktx_models::ModelDescription;
 use ktx_ops::experts::ExpertUses;
+use ktx_ops::experts::HotReport;
 use ktx_ops::lora::{ActiveAdapter, AdapterId};
 use ktx_ops::recording::StepTimes;
 
@@ -24,6 +26,7 @@ pub(crate) use adapters::AdapterSet;
 pub use adapters::LoadedAdapter;
 pub use auto::AutoPlacement;
 pub use builder::{DeviceMapping, EngineBuilder, PlannedModel, available_devices};
+pub use hot::HotMemory;
 pub use inputs::Rules;
 pub(crate) use runtime::{Runtime, pages_for};
 pub use settings::{HostWeights, MemoryCheck, Settings};
@@ -140,6 +143,14 @@ impl Engine {
     /// [`EngineError::Poisoned`] after a panic in a step.
     pub fn step_times(&self) -> Result<StepTimes, EngineError> {
         Ok(self.inner.runtime()?.step_times())
+    }
+
+    /// How the cache of the most used experts does; none without one.
+    ///
+    /// # Errors
+    /// [`EngineError::Poisoned`] after a panic in a step.
+    pub fn hot_experts(&self) -> Result<Option<HotReport>, EngineError> {
+        Ok(self.inner.runtime()?.hot_report())
     }
 
     /// Loads an adapter beside those that are there: a GGUF file, or the directory of a PEFT adapter.

@@ -10,7 +10,7 @@ use ktx_kernels::linear::Precision;
 use ktx_kernels::moe::MoeScratch;
 use ktx_kernels::pool::ThreadPool;
 use ktx_kernels::workspace::{Act, StepCapacity, Transfers, Workspace, WorkspaceError};
-use ktx_ops::experts::ExpertUses;
+use ktx_ops::experts::{ExpertUses, HotReport};
 use ktx_ops::lora::{Adapter, AdapterId, RowAdapters, attach_all, detach};
 use ktx_ops::module::KvLayout;
 use ktx_ops::recording::{Recorder, StepTimes};
@@ -19,6 +19,7 @@ use ktx_ops::{
     Loader, Model, Observer, OpError, Operator, Phase, Streaming, load_all,
 };
 
+use super::hot::HotSets;
 use super::steps::{RecordedStep, StepPlan, Steps};
 use super::{HostWeights, Settings, available_devices};
 use crate::error::EngineError;
@@ -70,6 +71,7 @@ impl Parts {
             context: settings.context,
             threads: settings.threads,
             deferred_experts: settings.deferred_experts,
+            hot_experts: settings.hot_experts.is_some(),
         };
         Ok(Self {
             layouts: model.kv_layouts(),
@@ -166,6 +168,7 @@ pub(crate) struct Runtime {
     pool: ThreadPool,
     store: Arc<Weights>,
     steps: Steps,
+    hot: HotSets,
 }
 
 impl Runtime {
@@ -181,6 +184,9 @@ impl Runtime {
         let mut loader = Loader::new(store.as_ref(), progress).with_context(settings.context);
         if settings.host_weights == HostWeights::HugePages {
             loader = loader.with_huge_pages(&pool);
+        }
+        if settings.hot_experts.is_some() {
+            loader = loader.with_hot_experts();
         }
         let scope = match parts.model.layerwise() {
             Some(_) => LoadScope::Generation,
@@ -205,11 +211,14 @@ impl Runtime {
             sequences: settings.sequences.min(parts.capacity.tokens),
             pages: pages_for(settings.context),
         };
+        let workspace = Workspace::with_gpus(&parts.devices, parts.workspace_values(), steps)
+            .map_err(OpError::from)?;
+        let hot = HotSets::start(&mut loader, settings)?;
         Ok(Self {
             precision: settings.precision,
             streaming: settings.streaming.unwrap_or(Streaming::WHOLE),
-            workspace: Workspace::with_gpus(&parts.devices, parts.workspace_values(), steps)
-                .map_err(OpError::from)?,
+            workspace,
+            hot,
             steps: Steps::new(steps, &parts.devices),
             kv,
             free_pages: (0..pages as u32).rev().map(PageId).collect(),
@@ -343,6 +352,11 @@ impl Runtime {
         self.steps.times
     }
 
+    /// How the cache of the most used experts does.
+    pub(crate) fn hot_report(&self) -> Option<HotReport> {
+        self.hot.report()
+    }
+
     /// The counters of routed experts, by path; an operator for each phase has its own.
     pub(crate) fn expert_uses(&self) -> Vec<(String, Arc<ExpertUses>)> {
         let mut found = Vec::new();
@@ -371,6 +385,9 @@ impl Runtime {
             None => phase,
         };
         let prompt = phase == Phase::Prefill;
+        if !prompt {
+            self.hot.maintain(&self.pool)?;
+        }
         if !prompt && observer.is_none() {
             let mut plan = self.steps.plan(batch);
             if let StepPlan::Record(device) = plan {

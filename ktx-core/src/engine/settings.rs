@@ -7,6 +7,7 @@ use ktx_ops::Streaming;
 use ktx_ops::spec::Spec;
 use ktx_ops::tree::Module;
 
+use super::hot::HotMemory;
 use crate::error::EngineError;
 
 /// What happens if a model does not fit into memory.
@@ -49,6 +50,8 @@ pub struct Settings {
     pub kv_type: KvType,
     /// Experts of each token that are added one layer later while tokens are generated.
     pub deferred_experts: usize,
+    /// Memory of each GPU for the most used of the experts that live in main memory.
+    pub hot_experts: Option<HotMemory>,
     /// Where weights lie that the CPU multiplies with.
     pub host_weights: HostWeights,
     /// When and how far a prompt's experts are streamed to a GPU; none where the plan puts no experts in main

@@ -180,10 +180,14 @@ impl Conditions<'_> {
         let matrix = |m: &Matrix| {
             let rate = cpu.rate(m.ty);
             let work = Work::of(part.usage, m, tokens);
-            let rows = work.rows_each.min(ROW_TOKENS) * work.bytes / rate.stream;
+            if matches!(part.usage, Use::Chosen { .. }) {
+                return cpu.experts_of(m.ty, work.bytes, work.flops, work.rows_each);
+            }
             match work.rows_each <= ROW_TOKENS {
-                true => rows,
-                false => (work.bytes / rate.stream).max(work.flops / rate.flops),
+                true => work.rows_each * work.bytes / rate.stream,
+                false => {
+                    (work.bytes / rate.stream).max(rate.product_of_many(work.bytes, work.flops))
+                }
             }
         };
         // Attention is not a product of blocks; the f32 kernels' rate is what it comes to.

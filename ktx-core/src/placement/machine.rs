@@ -10,8 +10,17 @@ pub struct TypeRate {
     pub ty: GgmlType,
     /// Bytes of weights a second that a product with one token passes.
     pub stream: f64,
-    /// Multiplications and additions a second of a product with many tokens.
+    /// Bytes of weights a second that a product with many tokens unpacks, once for all of them.
+    pub unpack: f64,
+    /// Multiplications and additions a second of a product with many tokens, besides.
     pub flops: f64,
+}
+
+impl TypeRate {
+    /// Seconds of a product with many tokens of so many bytes of weights.
+    pub(super) fn product_of_many(&self, bytes: f64, flops: f64) -> f64 {
+        bytes / self.unpack + flops / self.flops
+    }
 }
 
 /// The speed of the host, as [`super::measure`] finds it.
@@ -23,6 +32,9 @@ pub struct CpuSpeed {
     pub region: f64,
     /// Products with weights of the types that were measured.
     pub rates: Vec<TypeRate>,
+    /// Seconds that a layer of experts takes for each byte of those that were chosen, whose weights are Q4_K, with so
+    /// many tokens each as [`Self::EXPERT_ROWS`] says.
+    pub experts: [f64; 4],
 }
 
 /// The speed of a GPU.
@@ -68,11 +80,17 @@ impl Machine {
     /// A desktop of 16 threads and two channels of DDR5 with a typical GPU: for plans that are the same
     /// on every machine.
     pub fn typical() -> Self {
-        let rate = |ty, stream, flops| TypeRate { ty, stream, flops };
+        let rate = |ty, stream, flops| TypeRate {
+            ty,
+            stream,
+            unpack: stream,
+            flops,
+        };
         Self {
             cpu: CpuSpeed {
                 bandwidth: 60e9,
                 region: 3e-6,
+                experts: [18e-12, 22e-12, 80e-12, 290e-12],
                 rates: vec![
                     rate(GgmlType::Q4_K, 55e9, 900e9),
                     rate(GgmlType::Q6_K, 55e9, 800e9),
@@ -105,8 +123,30 @@ impl CpuSpeed {
         nearest.copied().unwrap_or(TypeRate {
             ty,
             stream: self.bandwidth,
+            unpack: self.bandwidth,
             flops: self.bandwidth * 10.0,
         })
+    }
+
+    /// Tokens of each expert that [`Self::experts`] is for.
+    pub(super) const EXPERT_ROWS: [usize; 4] = [1, 4, 16, 64];
+    /// The type that it is for.
+    pub(super) const EXPERT_TYPE: GgmlType = GgmlType::Q4_K;
+
+    /// Seconds of experts' products with so many tokens for each expert that was chosen; `bytes` are those of their
+    /// weights.
+    pub(super) fn experts_of(&self, ty: GgmlType, bytes: f64, flops: f64, rows_each: f64) -> f64 {
+        let rows = Self::EXPERT_ROWS.map(|rows| rows as f64);
+        // The piece of the curve that it is on; behind the last point the curve goes on straight.
+        let piece = (1..rows.len() - 1)
+            .take_while(|i| rows[*i] < rows_each)
+            .count();
+        let slope =
+            (self.experts[piece + 1] - self.experts[piece]) / (rows[piece + 1] - rows[piece]);
+        let each = self.experts[piece] + slope * (rows_each - rows[piece]).max(0.0);
+        let of = |ty| self.rate(ty).product_of_many(bytes, flops);
+        let relative = of(ty) / of(Self::EXPERT_TYPE);
+        (bytes / self.rate(ty).stream).max(bytes * each * relative)
     }
 
     /// As JSON, for a cache.
@@ -114,9 +154,13 @@ impl CpuSpeed {
         let rates: Vec<Value> = self
             .rates
             .iter()
-            .map(|r| json!({"type": r.ty.name(), "stream": r.stream, "flops": r.flops}))
+            .map(|r| {
+                json!({"type": r.ty.name(), "stream": r.stream, "unpack": r.unpack, "flops": r.flops})
+            })
             .collect();
-        json!({"bandwidth": self.bandwidth, "region": self.region, "rates": rates})
+        json!({
+            "bandwidth": self.bandwidth, "region": self.region, "rates": rates, "experts": self.experts
+        })
     }
 
     /// From JSON; `None` if anything in it is not as [`Self::to_json`] writes it.
@@ -128,14 +172,18 @@ impl CpuSpeed {
             Some(TypeRate {
                 ty: *GgmlType::ALL.iter().find(|ty| ty.name() == name)?,
                 stream: positive(value.get("stream")?)?,
+                unpack: positive(value.get("unpack")?)?,
                 flops: positive(value.get("flops")?)?,
             })
         };
         let rates = rates.iter().map(rate).collect::<Option<Vec<_>>>()?;
+        let experts = value.get("experts")?.as_array()?.iter();
+        let experts = experts.map(positive).collect::<Option<Vec<_>>>()?;
         Some(Self {
             bandwidth: positive(value.get("bandwidth")?)?,
             region: positive(value.get("region")?)?,
             rates: Some(rates).filter(|r| !r.is_empty())?,
+            experts: experts.try_into().ok()?,
         })
     }
 }
@@ -151,13 +199,36 @@ mod tests {
         for text in [
             "null",
             "{}",
-            r#"{"bandwidth":-1,"region":1,"rates":[]}"#,
-            r#"{"bandwidth":1,"region":1,"rates":[]}"#,
-            r#"{"bandwidth":1,"region":1,"rates":[{"type":"Q9_X","stream":1,"flops":1}]}"#,
+            r#"{"bandwidth":-1,"region":1,"experts":[1,1,1,1],"rates":[]}"#,
+            r#"{"bandwidth":1,"region":1,"experts":[1,1,1,1],"rates":[]}"#,
+            r#"{"bandwidth":1,"region":1,"experts":[1,1,1,1],"rates":[{"type":"Q9_X","stream":1,"unpack":1,"flops":1}]}"#,
         ] {
             let value = serde_json::from_str(text).unwrap();
             assert_eq!(CpuSpeed::from_json(&value), None, "{text}");
         }
+    }
+
+    #[test]
+    fn experts_are_priced_on_the_measured_curve_and_beyond_it() {
+        let mut speed = Machine::typical().cpu;
+        speed.experts = [1.0, 1.0, 5.0, 21.0];
+        let price = |rows| speed.experts_of(GgmlType::Q4_K, 1.0, 3.6 * rows, rows);
+        for (rows, expected) in [
+            (0.5, 1.0),
+            (1.0, 1.0),
+            (3.0, 1.0),
+            (10.0, 3.0),
+            (16.0, 5.0),
+            (128.0, 42.33),
+        ] {
+            assert!(
+                (price(rows) - expected).abs() < 0.01,
+                "{rows}: {}",
+                price(rows)
+            );
+        }
+        // Slower products, slower experts.
+        assert!(speed.experts_of(GgmlType::F32, 1.0, 36.0, 16.0) > price(16.0));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use ktx_gguf::{GgmlType, random_blocks};
 use ktx_kernels::cpu;
 use ktx_kernels::linear::{Activations, Precision, WeightRows, matmul};
+use ktx_kernels::moe::{self, ExpertStack, MoeScratch, MoeWeights, Routing};
 use ktx_kernels::pool::ThreadPool;
 use serde_json::{Map, Value, json};
 
@@ -35,16 +36,22 @@ const TYPES: [GgmlType; 9] = [
 const COLS: usize = 2048;
 /// Bytes that are read in a pass: more than caches near the cores hold.
 const STREAM_BYTES: usize = 48 << 20;
-/// Rows for each thread, and tokens, of the products with many tokens: threads share panels of 32 rows, and with few
-/// of them a part of the threads would have nothing to do.
+/// Rows for each thread of the products with many tokens: threads share panels of 32 rows, and with few of them a
+/// part of the threads would have nothing to do.
 const BATCH_THREAD_ROWS: usize = 256;
-const BATCH_TOKENS: usize = 96;
-/// Passes of each measurement, of which the median counts.
+/// Tokens of these products: of a prompt's part that goes to one expert, and of all of it.
+const BATCHES: [usize; 2] = [32, 128];
+/// Passes of each measurement, of which the median counts, and how long they take together at least.
 const PASSES: usize = 3;
+const SHORTEST: Duration = Duration::from_millis(10);
+/// How long all threads work before anything is measured: cores that were idle are slow at first.
+const WARM_UP: Duration = Duration::from_millis(50);
+/// A measurement that took longer than this is not made with more tokens: their time follows from it.
+const LONG: f64 = 0.1;
 /// Regions that do nothing, to find what one costs.
 const REGIONS: u32 = 2000;
 /// Format of the cache file; others are ignored.
-const VERSION: u64 = 3;
+const VERSION: u64 = 6;
 /// Bytes of a cache file that anybody could have written.
 const MAX_CACHE: u64 = 1 << 20;
 
@@ -74,10 +81,15 @@ pub fn remeasured(threads: NonZeroUsize) -> CpuSpeed {
 /// Measures the host's speed with these threads.
 pub fn measure_cpu(pool: &ThreadPool) -> CpuSpeed {
     let begin = Instant::now();
-    let rates = TYPES.iter().map(|ty| rate(pool, *ty)).collect();
+    let _awake = pool.stay_awake();
+    while begin.elapsed() < WARM_UP {
+        bandwidth(pool);
+    }
+    let rates: Vec<TypeRate> = TYPES.iter().map(|ty| rate(pool, *ty)).collect();
     let speed = CpuSpeed {
         bandwidth: bandwidth(pool),
         region: region(pool),
+        experts: experts(pool),
         rates,
     };
     tracing::debug!(seconds = begin.elapsed().as_secs_f64(), ?speed, "measured");
@@ -87,15 +99,15 @@ pub fn measure_cpu(pool: &ThreadPool) -> CpuSpeed {
 /// The time that `run` takes, the median of some passes after one that warms up.
 fn median(mut run: impl FnMut()) -> f64 {
     run();
-    let mut times: Vec<Duration> = (0..PASSES)
-        .map(|_| {
-            let begin = Instant::now();
-            run();
-            begin.elapsed()
-        })
-        .collect();
+    let mut times: Vec<Duration> = Vec::new();
+    let begin = Instant::now();
+    while times.len() < PASSES || begin.elapsed() < SHORTEST {
+        let begin = Instant::now();
+        run();
+        times.push(begin.elapsed());
+    }
     times.sort();
-    times[PASSES / 2].as_secs_f64().max(1e-9)
+    times[times.len() / 2].as_secs_f64().max(1e-9)
 }
 
 /// Bytes a second that all threads read.
@@ -146,12 +158,66 @@ fn rate(pool: &ThreadPool, ty: GgmlType) -> TypeRate {
     };
     let stream = product(rows, 1).unwrap_or(f64::INFINITY);
     let batch_rows = rows.min(BATCH_THREAD_ROWS * pool.threads());
-    let batch = product(batch_rows, BATCH_TOKENS).unwrap_or(f64::INFINITY);
+    let [few, many] = BATCHES.map(|tokens| product(batch_rows, tokens).unwrap_or(f64::INFINITY));
+    // What does not grow with the tokens is the unpacking. Noise must not make it nothing.
+    let token =
+        ((many - few) / (BATCHES[1] - BATCHES[0]) as f64).max(many / (2 * BATCHES[1]) as f64);
+    let unpack = (few - BATCHES[0] as f64 * token).max(few / 64.0);
     TypeRate {
         ty,
         stream: (rows * row_bytes) as f64 / stream,
-        flops: (2 * batch_rows * COLS * BATCH_TOKENS) as f64 / batch,
+        unpack: (batch_rows * row_bytes) as f64 / unpack,
+        flops: (2 * batch_rows * COLS) as f64 / token,
     }
+}
+
+/// Seconds of a layer of experts for each byte of its weights, with several numbers of tokens for each expert.
+fn experts(pool: &ThreadPool) -> [f64; 4] {
+    const EXPERTS: usize = 32;
+    const TOP_K: usize = 2;
+    const WIDTH: usize = 768;
+    let ty = CpuSpeed::EXPERT_TYPE;
+    let blocks = random_blocks(ty, EXPERTS * WIDTH * COLS / ty.block_len(), 1);
+    let bytes = (3 * blocks.len()) as f64;
+    let stack = |rows, cols| ExpertStack::stacked(ty, [EXPERTS, rows, cols], &blocks);
+    let layer = || {
+        MoeWeights::new(
+            stack(WIDTH, COLS)?,
+            stack(WIDTH, COLS)?,
+            stack(COLS, WIDTH)?,
+        )
+    };
+    let mut scratch = MoeScratch::default();
+    let mut last: Option<(usize, f64)> = None;
+    CpuSpeed::EXPERT_ROWS.map(|rows| {
+        if let Some((fewer, time)) = last
+            && time > LONG
+        {
+            return time * (rows / fewer) as f64 / bytes;
+        }
+        let tokens = rows * EXPERTS / TOP_K;
+        let ids: Vec<u32> = (0..tokens * TOP_K)
+            .map(|choice| (choice % EXPERTS) as u32)
+            .collect();
+        let weights = vec![0.5; ids.len()];
+        let routing = Routing {
+            ids: &ids,
+            weights: &weights,
+            top_k: TOP_K,
+            first_expert: 0,
+        };
+        let x = vec![0.5; tokens * COLS];
+        let mut out = vec![0.0; x.len()];
+        let mut run = || {
+            let int8 = Precision::Int8;
+            moe::forward(pool, &layer()?, &x, routing, &mut out, &mut scratch, int8)
+        };
+        let time = median(|| {
+            std::hint::black_box(run().is_ok());
+        });
+        last = Some((rows, time));
+        time / bytes
+    })
 }
 
 /// What a measurement depends on.
@@ -252,7 +318,7 @@ mod tests {
             "{",
             "[]",
             r#"{"version": 9}"#,
-            r#"{"version":3,"cpus":{"a":{}}}"#,
+            r#"{"version":6,"cpus":{"a":{}}}"#,
             "\u{0}\u{1}",
         ] {
             std::fs::write(&file, text).unwrap();

@@ -177,6 +177,11 @@ impl GpuExperts {
         [&self.gate, &self.up, &self.down]
     }
 
+    /// The biases of gate, up and down, where there are any.
+    pub(super) fn biases(&self) -> Option<&[DeviceSlice; 3]> {
+        self.biases.as_ref()
+    }
+
     /// Bytes that they take.
     pub fn bytes(&self) -> usize {
         let rows = [&self.gate, &self.up, &self.down].map(|rows| rows.buffer.bytes());

@@ -3,12 +3,14 @@ use ktx_gguf::GgmlType::{self, IQ4_XS, MXFP4, Q4_K, Q6_K, Q8_0};
 use ktx_gguf::Tensor;
 
 use super::cuda::{GpuExperts, GpuRouting};
-use super::reference;
+use super::hot::{HotCacheBuilder, HotExperts};
 use super::stream::{ExpertStream, ExpertStreamBuilder, StreamedWeights, Uploads};
 use super::tests::Layer;
+use super::{ELSEWHERE, MoeScratch, Routing, forward, reference};
 use crate::activation::GatedActivation;
 use crate::cuda::Gpu;
 use crate::linear::Precision;
+use crate::pool::ThreadPool;
 use crate::testing::{GpuMatrix, assert_close};
 
 fn run(gpu: &Gpu, experts: &GpuExperts, layer: &Layer, precision: Precision) -> Vec<f32> {
@@ -213,4 +215,107 @@ fn gpu_streamed_experts_agree_with_the_reference() {
             }
         }
     }
+}
+
+/// What the experts with a slot give, and what the CPU's give of the other choices.
+fn run_hot(gpu: &Gpu, hot: &HotExperts, layer: &Layer, pool: &ThreadPool) -> (Vec<f32>, usize) {
+    let case = layer.case;
+    let x = GpuMatrix::of(gpu, case.tokens, &layer.x);
+    let ids: Vec<f32> = layer.ids.iter().map(|id| f32::from_bits(*id)).collect();
+    let ids = GpuMatrix::of(gpu, case.tokens, &ids);
+    let weights = GpuMatrix::of(gpu, case.tokens, &layer.weights);
+    let routing = GpuRouting {
+        ids: ids.matrix,
+        weights: weights.matrix,
+    };
+    let poisoned = || GpuMatrix::poisoned(gpu, case.tokens, case.top_k);
+    let [slots, slot_weights, elsewhere] = [poisoned(), poisoned(), poisoned()];
+    let here = GpuRouting {
+        ids: slots.matrix,
+        weights: slot_weights.matrix,
+    };
+    hot.part(routing, here, elsewhere.matrix).unwrap();
+    let sizes = [case.experts, case.hidden, case.intermediate];
+    let floats = HotExperts::scratch_floats_of(sizes, case.tokens, case.top_k);
+    let scratch = GpuMatrix::poisoned(gpu, 1, floats);
+    let out = GpuMatrix::poisoned(gpu, case.tokens, case.hidden);
+    hot.forward(x.matrix, here, out.matrix, Precision::F32, scratch.matrix)
+        .unwrap();
+    let left: Vec<u32> = elsewhere.values().iter().map(|v| v.to_bits()).collect();
+    let mut rest = vec![f32::NAN; layer.x.len()];
+    let routing = Routing {
+        ids: &left,
+        ..layer.routing()
+    };
+    let (mut moe, experts) = (MoeScratch::default(), layer.experts());
+    let exact = Precision::F32;
+    forward(
+        pool, &experts, &layer.x, routing, &mut rest, &mut moe, exact,
+    )
+    .unwrap();
+    let sum = out.values().iter().zip(&rest).map(|(a, b)| a + b).collect();
+    let hits = left.iter().filter(|id| **id & ELSEWHERE != 0).count();
+    (sum, hits)
+}
+
+/// Whatever is in the slots, on its way or thrown out: both devices' parts are the whole.
+#[test]
+fn gpu_hot_experts_and_those_of_the_cpu_are_the_layer() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let pool = ThreadPool::new(std::num::NonZeroUsize::new(2).unwrap());
+    let case = |types: [GgmlType; 3], experts, tokens| Case {
+        types,
+        experts,
+        hidden: 256,
+        intermediate: 96,
+        top_k: 4,
+        tokens,
+        biases: types[0] == MXFP4,
+        activation: GatedActivation::SwiGlu,
+    };
+    let layers = [
+        case([Q4_K, Q4_K, Q8_0], 40, 3),
+        case([MXFP4; 3], 12, 1),
+        case([Q8_0, Q8_0, Q8_0], 24, 70),
+    ]
+    .map(Layer::new);
+    let sources = || {
+        let mut builder = HotCacheBuilder::new(&gpu);
+        for (index, layer) in layers.iter().enumerate() {
+            let biases = layer.case.biases.then(|| {
+                let all = layer.biases();
+                [all.gate, all.up, all.down].map(<[f32]>::to_vec)
+            });
+            let weights = streamed(layer, index % 2 == 0);
+            builder.push(weights, biases, layer.case.activation);
+        }
+        builder
+    };
+    assert!(sources().start(100_000).unwrap().is_none(), "no room");
+    let mut cache = sources().start(4 << 20).unwrap().unwrap();
+    let slots = cache.layer(0).slots();
+    assert!((1..40).contains(&slots), "{slots} slots");
+    let mut most = 0;
+    for round in 0..60_u64 {
+        // A third of the experts is chosen most for twenty rounds, then another.
+        let uses = |layer: usize| {
+            let experts = layers[layer].case.experts as u64;
+            (0..experts).map(move |e| {
+                let rounds_before = 20 * (e % 3);
+                3 * round + 40 * round.saturating_sub(rounds_before).min(20)
+            })
+        };
+        cache.maintain(&pool, uses).unwrap();
+        for (index, layer) in layers.iter().enumerate() {
+            let expected = reference::forward(&layer.experts(), &layer.x, &layer.routing());
+            let (found, hits) = run_hot(&gpu, &cache.layer(index), layer, &pool);
+            let what = format!("round {round}, {:?}", layer.case);
+            assert_close(&found, &expected, 1e-10, &what);
+            most = most.max(hits);
+        }
+    }
+    assert!(most > 0, "no choice was computed on the GPU");
+    let slots = (0..layers.len()).map(|layer| cache.layer(layer).slots() as u64);
+    let (slots, swaps) = (slots.sum::<u64>(), cache.swaps());
+    assert!(swaps > slots, "{swaps} uploads to {slots} slots");
 }

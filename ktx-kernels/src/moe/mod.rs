@@ -22,6 +22,8 @@ mod error;
 mod experts;
 #[cfg(test)]
 mod gpu_tests;
+pub mod hot;
+mod popularity;
 #[cfg(test)]
 mod reference;
 mod scratch;
@@ -66,7 +68,7 @@ const MIN_THREAD_TASKS: usize = 8;
 /// Which experts work on which tokens.
 #[derive(Debug, Clone, Copy)]
 pub struct Routing<'a> {
-    /// Expert numbers, `[tokens, top_k]`.
+    /// Expert numbers, `[tokens, top_k]`; with [`ELSEWHERE`] set, a choice adds nothing.
     pub ids: &'a [u32],
     /// Their weights, `[tokens, top_k]`.
     pub weights: &'a [f32],
@@ -75,6 +77,9 @@ pub struct Routing<'a> {
     /// Choices of experts before this one add nothing: they are computed elsewhere.
     pub first_expert: usize,
 }
+
+/// Set in the choice of an expert that adds nothing here, since it is computed elsewhere.
+pub const ELSEWHERE: u32 = 1 << 31;
 
 /// Computes the routed experts for `x` `[tokens, hidden]` and writes (not adds) their weighted
 /// sum to `out` `[tokens, hidden]`.

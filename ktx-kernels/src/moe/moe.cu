@@ -425,3 +425,19 @@ extern "C" __global__ void __launch_bounds__(256)
         }
     }
 }
+
+// Parts choices between the experts in the GPU's slots and those in main memory. `slots[e]` is the slot of expert `e`, 0
+// if it has none: slot 0 holds nothing, and is taken with weight 0. Choices of experts with a slot are marked with the
+// highest bit for the CPU, which then leaves them out.
+extern "C" __global__ void __launch_bounds__(256)
+    ktx_moe_split(u32* here, float* here_weights, u32* elsewhere, const u32* ids, const float* weights, const u32* slots,
+                  u32 experts, u32 choices) {
+    u32 choice = blockIdx.x * 256 + threadIdx.x;
+    if (choice >= choices) {
+        return;
+    }
+    u32 expert = ids[choice], slot = expert < experts ? slots[expert] : 0;
+    here[choice] = slot;
+    here_weights[choice] = slot ? weights[choice] : 0.0f;
+    elsewhere[choice] = slot ? expert | 0x80000000u : expert;
+}

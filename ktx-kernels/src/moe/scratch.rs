@@ -1,4 +1,4 @@
-use super::{MoeError, Routing};
+use super::{ELSEWHERE, MoeError, Routing};
 use crate::linear::tiles::{TILE, TokenTiles};
 use crate::linear::{Activations, ProductOrder};
 
@@ -97,7 +97,7 @@ impl Plan {
         self.weights.clear();
         self.weights.resize(routing.ids.len(), 0.0);
         for (index, (id, weight)) in routing.ids.iter().zip(routing.weights).enumerate() {
-            if (*id as usize) < routing.first_expert {
+            if id & ELSEWHERE != 0 || (*id as usize) < routing.first_expert {
                 continue;
             }
             let next = &mut self.starts[*id as usize];
@@ -125,7 +125,7 @@ impl Plan {
         self.starts.clear();
         self.starts.resize(experts, 0);
         for (index, id) in routing.ids.iter().enumerate() {
-            let Some(count) = self.starts.get_mut(*id as usize) else {
+            let Some(count) = self.starts.get_mut((id & !ELSEWHERE) as usize) else {
                 let token = index / routing.top_k;
                 return Err(MoeError::ExpertOutOfRange {
                     token,
@@ -133,7 +133,8 @@ impl Plan {
                     experts,
                 });
             };
-            *count += u32::from(*id as usize >= routing.first_expert);
+            let is_here = id & ELSEWHERE == 0 && *id as usize >= routing.first_expert;
+            *count += u32::from(is_here);
         }
         Ok(())
     }

@@ -32,11 +32,11 @@ pub(super) const SLOTS: usize = 2;
 /// Bytes of a slot at most: a layer of most models, and no large part of a large GPU.
 const MOST_SLOT_BYTES: u64 = 512 << 20;
 /// Where projections begin in a slot.
-const ALIGN: usize = 256;
+pub(super) const ALIGN: usize = 256;
 
 /// One projection of a layer's experts in main memory.
 #[derive(Debug, Clone)]
-struct Projection {
+pub(super) struct Projection {
     ty: GgmlType,
     /// One for all experts, or one for each.
     tensors: Vec<Tensor>,
@@ -70,7 +70,7 @@ impl Projection {
     }
 
     /// Bytes of an expert.
-    fn expert_bytes(&self) -> usize {
+    pub(super) fn expert_bytes(&self) -> usize {
         self.rows * self.ty.row_bytes(self.cols).unwrap_or(0)
     }
 
@@ -80,7 +80,7 @@ impl Projection {
     }
 
     /// The blocks of some experts, one after the other.
-    fn bytes(&self, experts: Range<usize>) -> impl Iterator<Item = &[u8]> {
+    pub(super) fn bytes(&self, experts: Range<usize>) -> impl Iterator<Item = &[u8]> {
         let (each, is_one) = (self.expert_bytes(), self.tensors.len() == 1);
         let of = move |tensor: usize, part: Range<usize>| &self.tensors[tensor].bytes()[part];
         let (one, separate) = match is_one {
@@ -94,7 +94,7 @@ impl Projection {
 /// A layer's experts as they lie in main memory.
 #[derive(Debug, Clone)]
 pub struct StreamedWeights {
-    projections: [Projection; 3],
+    pub(super) projections: [Projection; 3],
 }
 
 impl StreamedWeights {
@@ -114,19 +114,19 @@ impl StreamedWeights {
         })
     }
 
-    fn experts(&self) -> usize {
+    pub(super) fn experts(&self) -> usize {
         self.projections[0].experts
     }
 
     /// Bytes that some of its experts take in a slot.
-    fn slot_bytes(&self, experts: usize) -> usize {
+    pub(super) fn slot_bytes(&self, experts: usize) -> usize {
         let each = self.projections.iter().map(Projection::expert_bytes);
         each.map(|bytes| (bytes * experts).next_multiple_of(ALIGN))
             .sum()
     }
 
     /// Bytes that some of its experts take where they are computed with.
-    fn packed_bytes(&self, experts: usize) -> usize {
+    pub(super) fn packed_bytes(&self, experts: usize) -> usize {
         let each = self.projections.iter().map(Projection::packed_bytes);
         each.map(|bytes| (bytes * experts).next_multiple_of(ALIGN))
             .sum()
@@ -350,7 +350,7 @@ fn source(
 }
 
 /// Where gate, up and down of some experts lie for computing, one behind the other.
-fn packed_rows(
+pub(super) fn packed_rows(
     buffer: &Arc<DeviceBuffer>,
     weights: &StreamedWeights,
     experts: usize,

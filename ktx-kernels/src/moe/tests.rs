@@ -4,8 +4,8 @@ use ktx_gguf::{GgmlType, random_blocks};
 
 use super::cases::{self, Case};
 use super::{
-    ExpertBiases, ExpertStack, MoeError, MoeScratch, MoeWeights, Routing, forward, forward_at,
-    reference,
+    ELSEWHERE, ExpertBiases, ExpertStack, MoeError, MoeScratch, MoeWeights, Routing, forward,
+    forward_at, reference,
 };
 use crate::cpu::IsaLevel;
 use crate::linear::reference::nmse;
@@ -74,7 +74,7 @@ impl Layer {
         }
     }
 
-    fn biases(&self) -> ExpertBiases<'_> {
+    pub(super) fn biases(&self) -> ExpertBiases<'_> {
         let [gate, up, down] = &self.biases;
         ExpertBiases { gate, up, down }
     }
@@ -314,4 +314,29 @@ fn no_tokens_are_no_work() {
         Precision::Int8,
     )
     .unwrap();
+}
+
+#[test]
+fn choices_that_are_computed_elsewhere_add_nothing() {
+    let pool = pool(2);
+    for case in cases::all() {
+        let mut layer = Layer::new(case);
+        let is_elsewhere = |id: u32| id.is_multiple_of(3);
+        let mut without = layer.weights.clone();
+        for (id, weight) in layer.ids.iter().zip(&mut without) {
+            *weight *= f32::from(u8::from(!is_elsewhere(*id)));
+        }
+        let routing = Routing {
+            weights: &without,
+            ..layer.routing()
+        };
+        let expected = reference::forward(&layer.experts(), &layer.x, &routing);
+        for id in &mut layer.ids {
+            *id |= if is_elsewhere(*id) { ELSEWHERE } else { 0 };
+        }
+        for level in IsaLevel::supported() {
+            let error = nmse(&layer.run(level, &pool, Precision::F32), &expected);
+            assert!(error <= 1e-10, "{case:?} {level}: {error:e}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ktx_kernels::device::Device;
+use ktx_kernels::device::{Device, DeviceKind};
 use ktx_kernels::linear::WeightRows;
 use ktx_kernels::moe::cuda::{GpuExperts, GpuRouting};
 use ktx_kernels::moe::{self, ExpertBiases, ExpertStack, MoeWeights, Routing};
@@ -10,6 +10,7 @@ use ktx_kernels::workspace::{Act, Workspace};
 use serde::{Deserialize, Serialize};
 
 use super::adapted::{AdaptedExperts, HostWeights, Routed};
+use super::hot::{HotLayer, PartHere};
 use super::streamed::{StreamedExperts, streams_to};
 use super::uses::ExpertUses;
 use crate::build::{BuildArgs, OpError, Operator, Placement};
@@ -101,6 +102,8 @@ pub struct HostExperts {
     on_gpus: OnGpus<Arc<GpuExperts>>,
     /// For prompts, where those go to a GPU and the experts live in main memory.
     streamed: Option<StreamedExperts>,
+    /// The most used ones, where the block is on a GPU and the experts live in main memory.
+    hot: Option<HotLayer>,
     adapted: AdaptedExperts,
 }
 
@@ -158,6 +161,7 @@ impl HostExperts {
             uses,
             on_gpus: OnGpus::default(),
             streamed: None,
+            hot: None,
             adapted: AdaptedExperts::default(),
         })))
     }
@@ -202,6 +206,20 @@ impl HostExperts {
                 .forward(x, routing, None, out, precision, scratch)
                 .map_err(refused)
         })
+    }
+
+    /// The GPU of the block that asks, where the experts live in main memory.
+    fn hot_device(&self) -> Option<Device> {
+        let asks = self
+            .out_device
+            .filter(|device| device.kind() == DeviceKind::Cuda);
+        asks.filter(|_| self.placement.generate.is_cpu())
+    }
+
+    /// Whether adapters of the rows adapt these experts.
+    fn adapts(&self, cx: &Forward<'_>) -> bool {
+        let spans = cx.adapters.spans();
+        spans.iter().any(|s| self.adapted.any_of(&s.adapters))
     }
 
     fn loaded(&self) -> Result<&Arc<Loaded>, OpError> {
@@ -374,12 +392,18 @@ impl KModule for HostExperts {
                 })?;
             }
         }
+        if let Some(device) = self.hot_device() {
+            let (path, spec) = (&self.path, &self.spec);
+            let biases = loaded.biases.clone();
+            self.hot = loader.hot_on(path, device, spec, &loaded.tensors, biases, &self.uses)?;
+        }
         self.loaded = Some(Arc::new(loaded));
         Ok(())
     }
 
     fn unload(&mut self) {
         self.loaded = None;
+        self.hot = None;
         self.on_gpus = OnGpus::default();
         self.streamed = None;
     }
@@ -421,9 +445,14 @@ impl KModule for HostExperts {
             }
             None => 0,
         };
+        let hot = match self.hot_device() {
+            Some(_) => HotLayer::scratch(capacity, &self.spec),
+            None => 0,
+        };
         self.adapted
             .scratch(&self.spec, capacity.tokens)
             .max(on_gpu)
+            .max(hot)
             + on_host
     }
 }
@@ -456,6 +485,32 @@ impl Experts for HostExperts {
         }
     }
 
+    fn part_here(
+        &self,
+        cx: &mut Forward<'_>,
+        ids: Act,
+        weights: Act,
+    ) -> Result<Option<PartHere>, OpError> {
+        match &self.hot {
+            Some(hot) if !self.adapts(cx) => hot.part(cx, ids, weights),
+            _ => Ok(None),
+        }
+    }
+
+    fn compute_here(
+        &self,
+        cx: &mut Forward<'_>,
+        x: Act,
+        part: PartHere,
+        out: Act,
+    ) -> Result<(), OpError> {
+        let precision = self.arithmetic.precision(cx.precision);
+        match &self.hot {
+            Some(hot) => hot.compute(cx, x, part, out, precision),
+            None => Ok(()),
+        }
+    }
+
     fn finish(&self, cx: &mut Forward<'_>, out: Act) -> Result<(), OpError> {
         let Some(streamed) = &self.streamed else {
             return Ok(());
@@ -474,11 +529,7 @@ impl Experts for HostExperts {
             return self.device(cx.phase);
         }
         // Adapted experts are computed expert by expert, where they live.
-        let adapters = cx.adapters.spans().iter();
-        let is_adapted = adapters
-            .into_iter()
-            .any(|s| self.adapted.any_of(&s.adapters));
-        let streamed = self.streamed.as_ref().filter(|_| !is_adapted);
+        let streamed = self.streamed.as_ref().filter(|_| !self.adapts(cx));
         streamed
             .and_then(|streamed| streamed.takes(cx, rows))
             .unwrap_or(self.placement.generate)

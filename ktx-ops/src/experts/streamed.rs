@@ -26,6 +26,22 @@ pub(super) fn streams_to(placement: Placement) -> Option<Device> {
     (placement.generate.is_cpu() && prefill.kind() == DeviceKind::Cuda).then_some(prefill)
 }
 
+/// A layer's experts as GPUs take them from main memory; none of types that are not read there.
+pub(crate) fn streamed_weights(
+    spec: &ExpertsSpec,
+    tensors: &[ExpertTensors; 3],
+) -> Option<StreamedWeights> {
+    let sizes = [
+        spec.num_experts,
+        spec.hidden_size,
+        spec.moe_intermediate_size,
+    ];
+    let tensors = tensors
+        .each_ref()
+        .map(|projection| projection.tensors().into_iter().cloned().collect());
+    StreamedWeights::new(tensors, sizes)
+}
+
 /// A layer's experts on their way to a GPU.
 pub(super) struct StreamedExperts {
     device: Device,
@@ -55,15 +71,7 @@ impl StreamedExperts {
         weights: &MoeWeights<'_>,
         loader: &mut Loader<'_>,
     ) -> Result<Option<Self>, OpError> {
-        let sizes = [
-            spec.num_experts,
-            spec.hidden_size,
-            spec.moe_intermediate_size,
-        ];
-        let tensors = tensors
-            .each_ref()
-            .map(|projection| projection.tensors().into_iter().cloned().collect());
-        let Some(streamed) = StreamedWeights::new(tensors, sizes) else {
+        let Some(streamed) = streamed_weights(spec, tensors) else {
             tracing::warn!(
                 path,
                 "experts of these types cannot be streamed to a GPU: prompts are computed on the CPU"

@@ -4,8 +4,8 @@ use ktx_kernels::device::Device;
 use ktx_kernels::workspace::Act;
 use serde::{Deserialize, Serialize};
 
-use super::HostExperts;
 use super::streamed::streams_to;
+use super::{HostExperts, PartHere};
 use crate::build::{BuildArgs, OpError, Operator, Placement};
 use crate::inner::{build_inner, build_inner_at, of_phase};
 use crate::kwargs::{KwargDoc, KwargSet};
@@ -116,6 +116,25 @@ impl Experts for KTransformersExperts {
         out: Act,
     ) -> Result<(), OpError> {
         self.of(cx.phase).submit(cx, x, ids, weights, out)
+    }
+
+    fn part_here(
+        &self,
+        cx: &mut Forward<'_>,
+        ids: Act,
+        weights: Act,
+    ) -> Result<Option<PartHere>, OpError> {
+        self.of(cx.phase).part_here(cx, ids, weights)
+    }
+
+    fn compute_here(
+        &self,
+        cx: &mut Forward<'_>,
+        x: Act,
+        part: PartHere,
+        out: Act,
+    ) -> Result<(), OpError> {
+        self.of(cx.phase).compute_here(cx, x, part, out)
     }
 
     fn finish(&self, cx: &mut Forward<'_>, out: Act) -> Result<(), OpError> {

@@ -2,29 +2,52 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ktx_kernels::moe::ELSEWHERE;
+
 /// Choices of each expert of a layer since it was loaded. Counting takes an addition for each choice,
 /// beside the products of a whole expert; reading never waits for a step.
 #[derive(Debug)]
-pub struct ExpertUses(Box<[AtomicU64]>);
+pub struct ExpertUses {
+    choices: Box<[AtomicU64]>,
+    hits: AtomicU64,
+}
 
 impl ExpertUses {
     /// No choices yet, of so many experts.
     pub fn new(experts: usize) -> Self {
-        Self((0..experts).map(|_| AtomicU64::new(0)).collect())
+        Self {
+            choices: (0..experts).map(|_| AtomicU64::new(0)).collect(),
+            hits: AtomicU64::new(0),
+        }
     }
 
-    /// Counts the experts that tokens chose, `[tokens, top_k]`.
+    /// Counts the experts that tokens chose, `[tokens, top_k]`; those with [`ELSEWHERE`] set are a cache's hits.
     pub fn count(&self, ids: &[u32]) {
+        let mut hits = 0;
         for id in ids {
-            if let Some(expert) = self.0.get(*id as usize) {
+            if let Some(expert) = self.choices.get((id & !ELSEWHERE) as usize) {
                 expert.fetch_add(1, Ordering::Relaxed);
+                hits += u64::from(id & ELSEWHERE != 0);
             }
+        }
+        if hits > 0 {
+            self.hits.fetch_add(hits, Ordering::Relaxed);
         }
     }
 
     /// Choices so far, by expert.
     pub fn read(&self) -> Vec<u64> {
-        self.0.iter().map(|n| n.load(Ordering::Relaxed)).collect()
+        self.iter().collect()
+    }
+
+    /// The same, one after the other.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u64> {
+        self.choices.iter().map(|n| n.load(Ordering::Relaxed))
+    }
+
+    /// Choices that a GPU's cache of experts took from the CPU.
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
     }
 }
 
@@ -37,6 +60,7 @@ mod tests {
         let uses = ExpertUses::new(3);
         uses.count(&[2, 0, 2]);
         uses.count(&[2, 7]);
-        assert_eq!(uses.read(), [1, 0, 3]);
+        uses.count(&[1 | ELSEWHERE, 7 | ELSEWHERE]);
+        assert_eq!((uses.read(), uses.hits()), (vec![1, 1, 3], 1));
     }
 }

@@ -5,6 +5,7 @@ use ktx_kernels::gate::GateConfig;
 use ktx_kernels::workspace::{Act, Workspace};
 
 use crate::build::{BuildArgs, OpError, Operator, Placement};
+use crate::experts::PartHere;
 use crate::gate::{choice_scratch, choose, choose_on_gpu};
 use crate::kwargs::NoKwargs;
 use crate::module::{
@@ -137,6 +138,7 @@ impl KModule for MoeBlock {
             + self.rows_elsewhere() * Workspace::values_for(capacity.tokens, self.hidden_size)
             + Workspace::values_for(capacity.tokens, self.hidden_size)
             + Workspace::values_for(capacity.tokens, 1)
+            + PartHere::scratch(capacity, self.hidden_size, self.top_k)
             + experts
             + largest_scratch(self.children(), capacity)
     }
@@ -152,10 +154,16 @@ impl Ffn for MoeBlock {
             cx.observe(&self.path, "expert_ids", ids);
             cx.observe(&self.path, "expert_weights", weights);
 
-            // Submit, shared, wait, add: experts on another device work while this one does the shared part.
+            // Submit, shared, wait, add: experts on another device work while this one does the shared part,
+            // and what it holds of the experts itself.
             let experts = self.experts.place(cx, x.rows());
+            let here = match experts == device {
+                true => None,
+                false => self.experts.part_here(cx, ids, weights)?,
+            };
+            let elsewhere = here.map_or(ids, |part| part.elsewhere);
             let [routed_x, routed_ids, routed_weights] =
-                cx.hand_over([x, ids, weights], experts)?;
+                cx.hand_over([x, elsewhere, weights], experts)?;
             let routed = if experts == out.device() {
                 out
             } else {
@@ -170,6 +178,14 @@ impl Ffn for MoeBlock {
                     self.experts.submit(cx, x, ids, weights, routed)?;
                 }
             }
+            let here = match here {
+                None => None,
+                Some(part) => {
+                    let y = cx.alloc(device, x.rows(), self.hidden_size)?;
+                    self.experts.compute_here(cx, x, part, y)?;
+                    Some(y)
+                }
+            };
             let shared = match &self.shared {
                 None => None,
                 Some(shared) => {
@@ -195,6 +211,9 @@ impl Ffn for MoeBlock {
             cx.take_back(landed, out)?;
             if defers {
                 cx.exchange_deferred(out)?;
+            }
+            if let Some(y) = here {
+                cx.add(out, y)?;
             }
             if let Some((y, scale)) = shared {
                 match scale {

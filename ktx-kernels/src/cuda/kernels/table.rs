@@ -285,7 +285,7 @@ static SOURCES: &[(&str, u64)] = &[
     ("linear/gemm.cu", 0x729a3f319f1a6cc1),
     ("linear/gemv.cu", 0x7592ff49f7b1000b),
     ("linear/repack.cu", 0x6f4218caf9fb582c),
-    ("moe/moe.cu", 0x1be45a741377f51e),
+    ("moe/moe.cu", 0x98d322d7a7a7f751),
     ("norm/norm.cu", 0xe906d6f9bcf29da4),
     ("rope/rope.cu", 0x7fa48b17ab8b7234),
     ("rows/rows.cu", 0xc0b30fb552d2e0c7),
