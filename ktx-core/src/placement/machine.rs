@@ -129,7 +129,7 @@ impl CpuSpeed {
     }
 
     /// Tokens of each expert that [`Self::experts`] is for.
-    pub(super) const EXPERT_ROWS: [usize; 4] = [1, 4, 16, 64];
+    pub const EXPERT_ROWS: [usize; 4] = [1, 4, 16, 64];
     /// The type that it is for.
     pub(super) const EXPERT_TYPE: GgmlType = GgmlType::Q4_K;
 
