@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUresult};
 
 use super::error::{CudaError, check, cu};
 use super::gpu::Gpu;
+use super::upload::copyable;
 
 /// Memory of a GPU, given back when it is dropped.
 pub struct DeviceBuffer {
@@ -114,16 +115,20 @@ impl DeviceBuffer {
             return Ok(());
         }
         self.gpu.bind()?;
-        // SAFETY: source and destination hold that many bytes (checked above), and the copy is waited
-        // for before the borrow ends.
-        unsafe {
-            cu!(cuMemcpyHtoDAsync_v2(
-                self.address + offset as u64,
-                bytes.as_ptr().cast::<c_void>(),
-                bytes.len(),
-                self.gpu.stream(),
-            ))
-        }?;
+        let mut to = self.address + offset as u64;
+        for piece in copyable(bytes) {
+            // SAFETY: source and destination hold that many bytes (checked above), and the copy is waited
+            // for before the borrow ends.
+            unsafe {
+                cu!(cuMemcpyHtoDAsync_v2(
+                    to,
+                    piece.as_ptr().cast::<c_void>(),
+                    piece.len(),
+                    self.gpu.stream(),
+                ))
+            }?;
+            to += piece.len() as u64;
+        }
         self.gpu.synchronize()
     }
 

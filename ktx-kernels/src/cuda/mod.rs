@@ -26,7 +26,7 @@ pub use handover::{Handover, copy_by_kernel};
 pub use memory::{DeviceBuffer, DeviceSlice, PinnedBuffer, copy_async};
 pub use probe::{Driver, GpuInfo, device, driver};
 pub use step::{StepInputs, StepValues, StepView};
-pub use upload::{Moment, ReadableMemory, UploadStream, address_range};
+pub use upload::{Moment, ReadableMemory, UploadStream};
 
 /// A matrix of f32 on a GPU: an address and a shape. Whoever makes one answers for the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,7 +21,6 @@ use super::staging::Stager;
 use crate::activation::GatedActivation;
 use crate::cuda::{
     CudaError, DeviceBuffer, DeviceMatrix, DeviceSlice, Gpu, Moment, ReadableMemory, UploadStream,
-    address_range,
 };
 use crate::linear::Precision;
 use crate::linear::cuda::layout::{RowLayout, is_native};
@@ -337,7 +336,11 @@ fn source(
 ) -> Result<(Source, Option<CudaError>), CudaError> {
     let projections = weights.iter().flat_map(|w| &w.projections);
     let tensors = projections.flat_map(|p| &p.tensors);
-    let ranges = tensors.map(|t| address_range(t.bytes())).collect();
+    let ranges = tensors.map(|t| {
+        let addresses = t.bytes().as_ptr_range();
+        addresses.start.addr()..addresses.end.addr()
+    });
+    let ranges = ranges.collect();
     let mut refusal = None;
     if uploads == Uploads::Best {
         // SAFETY: the tensors keep their memory, and the stream keeps them for longer than the registration.
@@ -522,10 +525,9 @@ impl ExpertStream {
             Source::Direct(memory) => {
                 self.uploads.wait(&target.read)?;
                 for (to, bytes) in copies {
-                    debug_assert!(memory.contains(bytes), "all tensors are registered");
                     // SAFETY: the slot has room for its largest part; slot and tensors live until the uploads
                     // are done.
-                    unsafe { self.uploads.upload(to, bytes) }?;
+                    unsafe { memory.upload(&self.uploads, to, bytes) }?;
                 }
                 self.uploads.mark(&target.filled)?;
             }
