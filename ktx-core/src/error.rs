@@ -90,6 +90,9 @@ pub enum EngineError {
     /// `KTX_CPU` asks for what this CPU does not have.
     #[error(transparent)]
     Cpu(#[from] ktx_kernels::cpu::CpuError),
+    /// `KTX_GPUS` asks for what is not there.
+    #[error(transparent)]
+    Gpus(ktx_kernels::cuda::CudaError),
     /// The model does not fit.
     #[error(
         "not enough memory{place}: the plan needs {needed} ({weights} of weights, {kv} of cache for a context of {context}, \

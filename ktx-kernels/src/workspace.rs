@@ -6,12 +6,14 @@
 //! written overlaps anything else. A place is the same on every call with the same number of tokens.
 
 mod act;
+mod copies;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cuda::{
-    CudaError, DeviceBuffer, DeviceMatrix, Gpu, PinnedBuffer, StepInputs, StepValues, StepView,
+    CudaError, DeviceBuffer, DeviceMatrix, Gpu, Passage, PinnedBuffer, StepInputs, StepValues,
+    StepView,
 };
 use crate::device::{Device, DeviceKind};
 use ktx_gguf::GgmlType;
@@ -140,8 +142,12 @@ pub struct Workspace {
     transfers: BTreeMap<(Device, Device), Transfers>,
     prepared: Option<Prepared>,
     activations: Activations,
-    /// GPUs that may still read main memory.
+    /// GPUs that may still read main memory; in a recorded step also those that write there.
     reading: Vec<Gpu>,
+    /// In a recorded step: the GPU behind whose kernels values in main memory are there.
+    host_is_behind: Option<Gpu>,
+    /// The ways from one GPU to another that were used, by their numbers.
+    passages: BTreeMap<(u16, u16), Passage>,
     /// What went wrong on a GPU since it was last asked for.
     fault: Option<CudaError>,
     /// Whether what is started on a GPU is recorded, to be started again later.
@@ -226,6 +232,8 @@ impl Workspace {
             prepared: None,
             activations: Activations::default(),
             reading: Vec::new(),
+            host_is_behind: None,
+            passages: BTreeMap::new(),
             fault: None,
             is_recording: false,
             host_used: AtomicBool::new(false),
@@ -401,6 +409,8 @@ impl Workspace {
     /// at them cannot be recorded.
     pub fn set_recording(&mut self, is_recording: bool) -> bool {
         self.is_recording = is_recording;
+        self.reading.clear();
+        self.host_is_behind = None;
         self.host_used.swap(false, Ordering::Relaxed)
     }
 
@@ -458,42 +468,6 @@ impl Workspace {
             if let Err(fault) = gpu.synchronize() {
                 self.fault.get_or_insert(fault);
             }
-        }
-    }
-
-    /// A copy that a GPU does.
-    fn copy_by_gpu(&mut self, from: Act, to: Act) -> Result<(), CudaError> {
-        let (source, target) = (self.gpu(from.device).cloned(), self.gpu(to.device).cloned());
-        let (x, y) = (self.matrix(from), self.matrix(to));
-        let bytes = from.len() * size_of::<f32>();
-        if bytes == 0 {
-            return Ok(());
-        }
-        let gpu = target
-            .as_ref()
-            .or(source.as_ref())
-            .expect("one of two is a GPU");
-        if self.is_recording {
-            return crate::cuda::copy_by_kernel(gpu, x, y);
-        }
-        let between = source.as_ref().filter(|s| s.index() != gpu.index());
-        if let Some(source) = between {
-            gpu.wait_for(source)?;
-        }
-        // SAFETY: both ranges are this workspace's memory (`matrix` checks), which lives on.
-        unsafe { crate::cuda::copy_async(gpu, y.address(), x.address(), bytes) }?;
-        match (&source, &target) {
-            (Some(_), None) => gpu.synchronize()?,
-            (None, Some(_)) => {
-                let gpu = gpu.clone();
-                self.is_read_by(&gpu);
-            }
-            _ => {}
-        }
-        match between {
-            // The source is not written over before it was read.
-            Some(source) => source.wait_for(gpu),
-            None => Ok(()),
         }
     }
 

@@ -4,12 +4,15 @@
 //! While a step is recorded, operators on the GPU start their kernels as always, and the graph takes
 //! them down. An operator on the CPU does not compute: it leaves a [`HostTask`], which runs each time
 //! the graph does. Flags in pinned memory say whose turn it is ([`Handover`]).
+//!
+//! One graph takes down all GPUs of a step. Kernels of one wait for those of another where values pass between
+//! them, in main memory too: the GPU whose turn it is to write there is behind all that used it before.
 
 use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ktx_kernels::cuda::{DeviceMatrix, Gpu, Graph, Handover};
+use ktx_kernels::cuda::{DeviceMatrix, Gpu, Graph, Handover, copy_by_kernel};
 use ktx_kernels::device::{Device, DeviceKind};
 use ktx_kernels::workspace::Act;
 
@@ -60,30 +63,42 @@ struct Turn {
     awaits_gpu: bool,
 }
 
+/// A copy to main memory.
+struct Copy {
+    gpu: Gpu,
+    from: DeviceMatrix,
+    to: DeviceMatrix,
+}
+
 /// Takes a step down.
 pub struct Recorder {
-    gpu: Gpu,
-    device: Device,
+    /// The GPUs that take part; the graph begins and ends on the first.
+    gpus: Vec<Gpu>,
     handover: Handover,
     turns: Vec<Turn>,
     /// Copies to main memory that go with the next turn.
-    copies: Vec<(DeviceMatrix, DeviceMatrix)>,
-    /// The turn whose result the GPU has not waited for.
-    unfinished: Option<usize>,
+    copies: Vec<Copy>,
+    /// The turn whose result no GPU has waited for, and the GPU that it was handed over by.
+    unfinished: Option<(usize, Gpu)>,
     /// Tasks that become one turn.
     gathered: Option<Vec<Arc<dyn HostTask>>>,
 }
 
 impl Recorder {
-    /// For a step with so many turns of the CPU at most.
+    /// For a step of these GPUs with so many turns of the CPU at most. From now on nothing runs on them:
+    /// [`finish`](Self::finish) must follow.
     ///
     /// # Errors
-    /// What the GPU refuses.
-    pub fn new(gpu: &Gpu, turns: usize) -> Result<Self, OpError> {
+    /// What a GPU refuses.
+    ///
+    /// # Panics
+    /// If there is no GPU.
+    pub fn begin(gpus: Vec<Gpu>, turns: usize) -> Result<Self, OpError> {
+        let handover = Handover::new(&gpus, turns).map_err(refused)?;
+        gpus[0].begin_capture_with(&gpus[1..]).map_err(refused)?;
         Ok(Self {
-            gpu: gpu.clone(),
-            device: Device::new(DeviceKind::Cuda, gpu.index()),
-            handover: Handover::new(gpu, turns).map_err(refused)?,
+            gpus,
+            handover,
             turns: Vec::new(),
             copies: Vec::new(),
             unfinished: None,
@@ -91,31 +106,35 @@ impl Recorder {
         })
     }
 
-    /// What was taken down, with the graph of its kernels.
-    pub fn finish(self, graph: Graph) -> Recording {
-        Recording {
-            gpu: self.gpu,
-            graph,
+    /// What was taken down.
+    ///
+    /// # Errors
+    /// What the driver found wrong in it. The GPUs run again then, too.
+    pub fn finish(self) -> Result<Recording, OpError> {
+        let graph = self.gpus[0].end_capture_with(&self.gpus[1..]);
+        Ok(Recording {
+            graph: graph.map_err(refused)?,
+            gpus: self.gpus,
             handover: self.handover,
             turns: self.turns,
-        }
+        })
     }
 }
 
 /// A recorded step.
 pub struct Recording {
-    gpu: Gpu,
+    gpus: Vec<Gpu>,
     graph: Graph,
     handover: Handover,
     turns: Vec<Turn>,
 }
 
 impl Recording {
-    /// Runs the step that the workspace was told of: the GPU's part and the CPU's, to the end. Says where its time
+    /// Runs the step that the workspace was told of: the GPUs' part and the CPU's, to the end. Says where its time
     /// went.
     ///
     /// # Errors
-    /// What a task or the GPU says; the GPU is idle then, and the recording can be run again.
+    /// What a task or a GPU says; the GPUs are idle then, and the recording can be run again.
     pub fn run(&self, cx: &mut Forward<'_>) -> Result<StepTimes, OpError> {
         let number = cx.step;
         let begin = Instant::now();
@@ -123,6 +142,11 @@ impl Recording {
             steps: 1,
             ..StepTimes::default()
         };
+        let (first, others) = (&self.gpus[0], &self.gpus[1..]);
+        // They were told of the step in their own order.
+        for other in others {
+            first.wait_for(other).map_err(refused)?;
+        }
         self.graph.launch().map_err(refused)?;
         let turns = self.turns.iter().enumerate();
         let result = turns.into_iter().try_for_each(|(slot, turn)| {
@@ -144,10 +168,11 @@ impl Recording {
         if result.is_err() {
             self.handover.give_up();
         }
-        let idle = self.gpu.synchronize().map_err(refused);
+        let idle = first.synchronize().map_err(refused);
         let faultless = self.handover.fault().map_err(refused);
         self.handover.clear_fault();
-        result.and(idle).and(faultless)?;
+        // A GPU that failed is why the CPU waited in vain.
+        idle.and(result).and(faultless)?;
         times.total = begin.elapsed();
         Ok(times)
     }
@@ -177,9 +202,14 @@ impl Forward<'_> {
             }
             if self.recorder.is_some() && device.is_cpu() {
                 let to = self.alloc(device, from.rows(), from.cols())?;
-                let copy = (self.workspace.matrix(from), self.workspace.matrix(to));
-                if let Some(recorder) = &mut self.recorder {
-                    recorder.copies.push(copy);
+                if let (Some(gpu), Some(recorder)) =
+                    (self.workspace.gpu(from.device()), &mut self.recorder)
+                {
+                    recorder.copies.push(Copy {
+                        gpu: gpu.clone(),
+                        from: self.workspace.matrix(from),
+                        to: self.workspace.matrix(to),
+                    });
                 }
                 *act = to;
             } else {
@@ -268,45 +298,86 @@ impl Forward<'_> {
             later,
             awaits_gpu,
         });
-        recorder.unfinished = Some(slot);
-        if awaits_gpu {
-            let step = self.workspace.step(recorder.device);
-            let copies = std::mem::take(&mut recorder.copies);
-            recorder
-                .handover
-                .submit(slot, &copies, step)
+        let copies = match awaits_gpu {
+            true => std::mem::take(&mut recorder.copies),
+            false => Vec::new(),
+        };
+        let last = copies.last().map(|copy| &copy.gpu);
+        let gpu = last.or(self.workspace.host_is_behind());
+        let gpu = gpu.unwrap_or(&recorder.gpus[0]).clone();
+        recorder.unfinished = Some((slot, gpu.clone()));
+        if !awaits_gpu {
+            return Ok(());
+        }
+        let (with_flag, alone): (Vec<Copy>, Vec<Copy>) = copies
+            .into_iter()
+            .partition(|copy| copy.gpu.index() == gpu.index());
+        for copy in alone {
+            self.workspace
+                .order_host_behind(&copy.gpu)
+                .and_then(|()| copy_by_kernel(&copy.gpu, copy.from, copy.to))
                 .map_err(refused)?;
         }
-        Ok(())
+        self.workspace.order_host_behind(&gpu).map_err(refused)?;
+        let with_flag: Vec<_> = with_flag.iter().map(|copy| (copy.from, copy.to)).collect();
+        let step = self.workspace.step(device_of(&gpu));
+        recorder
+            .handover
+            .submit(&gpu, slot, &with_flag, step)
+            .map_err(refused)
     }
 
     /// Copies the result of an operator that has finished to where it is wanted.
     ///
     /// # Errors
-    /// What the GPU refuses.
+    /// What a GPU refuses.
     pub fn take_back(&mut self, from: Act, to: Act) -> Result<(), OpError> {
         let waits = self
             .recorder
             .as_ref()
             .is_some_and(|r| r.unfinished.is_some());
-        if waits && from.device().is_cpu() && !to.device().is_cpu() {
-            let copy = (self.workspace.matrix(from), self.workspace.matrix(to));
-            return self.await_host(Some(copy));
+        let gpu = self.workspace.gpu(to.device()).cloned();
+        match gpu.filter(|_| waits && from.device().is_cpu()) {
+            Some(gpu) => {
+                let copy = (self.workspace.matrix(from), self.workspace.matrix(to));
+                self.await_host(Some((gpu, copy)))
+            }
+            None => {
+                self.await_host(None)?;
+                self.workspace.copy(from, to);
+                Ok(())
+            }
         }
-        self.await_host(None)?;
-        self.workspace.copy(from, to);
-        Ok(())
     }
 
-    /// The GPU waits for the turn that it has not waited for, if there is one.
-    fn await_host(&mut self, copy: Option<(DeviceMatrix, DeviceMatrix)>) -> Result<(), OpError> {
+    /// A GPU waits for the turn that none has waited for, if there is one: the one that copies its result, else
+    /// the one that handed it over.
+    fn await_host(
+        &mut self,
+        copy: Option<(Gpu, (DeviceMatrix, DeviceMatrix))>,
+    ) -> Result<(), OpError> {
         let Some(recorder) = &mut self.recorder else {
             return Ok(());
         };
-        let Some(slot) = recorder.unfinished.take() else {
+        let Some((slot, submitter)) = recorder.unfinished.take() else {
             return Ok(());
         };
-        let step = self.workspace.step(recorder.device);
-        recorder.handover.wait(slot, copy, step).map_err(refused)
+        let (gpu, copy) = match copy {
+            Some((gpu, copy)) => (gpu, Some(copy)),
+            None => (submitter.clone(), None),
+        };
+        // No kernel spins before the one that it waits for has been started.
+        gpu.wait_for(&submitter)
+            .and_then(|()| self.workspace.order_host_behind(&gpu))
+            .map_err(refused)?;
+        let step = self.workspace.step(device_of(&gpu));
+        recorder
+            .handover
+            .wait(&gpu, slot, copy, step)
+            .map_err(refused)
     }
+}
+
+fn device_of(gpu: &Gpu) -> Device {
+    Device::new(DeviceKind::Cuda, gpu.index())
 }

@@ -43,6 +43,7 @@ impl Gpus {
             json!({
                 "device": format!("cuda:{}", gpu.info.index),
                 "model": gpu.info.name,
+                "driver_index": gpu.info.ordinal,
                 "compute_capability": format!("{}.{}", gpu.info.compute.0, gpu.info.compute.1),
                 "total_bytes": gpu.info.memory,
                 "available_bytes": state.map(|s| s.free),
@@ -72,7 +73,7 @@ impl Gpus {
             let info = gpu.info;
             let (major, minor) = info.compute;
             let mut rows = vec![
-                ("model", info.name.clone()),
+                ("model", model(info)),
                 (
                     "generation",
                     format!(
@@ -107,6 +108,16 @@ impl Gpus {
             }
         }
         Ok(())
+    }
+}
+
+/// The name, and which of the driver's GPUs it is where that is not what its number says.
+fn model(info: &GpuInfo) -> String {
+    let GpuInfo { name, ordinal, .. } = info;
+    match (info.shares, info.index == *ordinal) {
+        (1, true) => name.clone(),
+        (1, false) => format!("{name}, the driver's GPU {ordinal}"),
+        (shares, _) => format!("{name}, the driver's GPU {ordinal}, one of {shares} shares of it"),
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{Write, stdout};
 use clap::Args;
 use ktx_core::EngineError;
 use ktx_core::kernels::cpu::{CPU_VARIABLE, IsaLevel, detected, requested};
+use ktx_core::kernels::cuda::check_choice;
 use ktx_core::kernels::pool::ThreadPool;
 use ktx_core::memory::{Bytes, available_host_memory};
 use ktx_core::placement::CpuSpeed;
@@ -21,7 +22,11 @@ The speed is measured once, in less than a second, and kept in the user's cache 
 Examples:
   ktx devices
   ktx devices --measure
-  KTX_CPU=portable ktx devices";
+  KTX_CPU=portable ktx devices
+
+KTX_GPUS chooses GPUs by the driver's numbers: with KTX_GPUS=2,0 the driver's GPU 2 is cuda:0. A number that is there
+twice makes two of one GPU, with half of its memory each, to try rules for several GPUs:
+  KTX_GPUS=0,0 ktx devices";
 
 /// List the devices that rules can name, what they have, and how fast they are
 #[derive(Debug, Args)]
@@ -39,6 +44,7 @@ pub(crate) struct DevicesArgs {
 /// Runs the command.
 pub(crate) fn run(args: &DevicesArgs) -> Result<(), CliError> {
     let used = requested().map_err(EngineError::from)?;
+    check_choice().map_err(EngineError::Gpus)?;
     let threads = ThreadPool::default_threads();
     let speed = match args.measure {
         true => remeasured(threads),

@@ -60,7 +60,12 @@ fn ktx(arguments: &[&str]) -> Call {
 
 /// Calls the program with something on its standard input.
 fn ktx_reading(input: &str, arguments: &[&str]) -> Call {
-    let mut child = command(arguments)
+    finished(command(arguments), input)
+}
+
+/// Lets a call run to its end with something on its standard input.
+fn finished(mut command: Command, input: &str) -> Call {
+    let mut child = command
         .stdin(Stdio::piped())
         .spawn()
         .expect("the program starts");
@@ -90,6 +95,7 @@ fn command(arguments: &[&str]) -> Command {
     command
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env_remove("KTX_CPU")
+        .env_remove("KTX_GPUS")
         // What `ktx devices` measures is not the user's business while tests run.
         .env("XDG_CACHE_HOME", folder().join("cache"));
     command

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{file, ktx};
+use super::{command, file, finished, ktx};
 
 fn json(arguments: &[&str]) -> Value {
     let stdout = ktx(arguments).ok();
@@ -240,4 +240,15 @@ fn devices_are_listed() {
     assert!(speed(&devices) > 1e8, "{devices}");
     // Measured once: the second call knows what the first one found.
     assert_eq!(speed(&devices), speed(&json(&["devices", "--json"])));
+}
+
+/// What is no list of numbers is an error on any machine, also for a command that would do without a GPU.
+#[test]
+fn a_choice_of_gpus_that_is_no_list_is_refused() {
+    for arguments in [&["devices"][..], &["plan", "--cpu"]] {
+        let mut call = command(arguments);
+        call.env("KTX_GPUS", "cuda:0");
+        let said = finished(call, "").error();
+        assert!(said.contains("KTX_GPUS=cuda:0 is no list"), "{said}");
+    }
 }

@@ -42,13 +42,18 @@ pub(crate) fn turn() -> Option<MutexGuard<'static, ()>> {
     match Gpu::open(0) {
         Ok(_) => Some(TURN.lock().unwrap_or_else(PoisonError::into_inner)),
         Err(error) => {
-            let test = std::thread::current().name().unwrap_or("test").to_owned();
-            // The raw handle, because the harness hides what a passing test prints.
-            let line = format!("{test} ... skipped, no GPU: {error}\n");
-            std::io::stderr().write_all(line.as_bytes()).ok();
+            skipped(&format!("no GPU: {error}"));
             None
         }
     }
+}
+
+/// Says that a test is skipped.
+pub(crate) fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("test").to_owned();
+    // The raw handle, because the harness hides what a passing test prints.
+    let line = format!("{test} ... skipped, {why}\n");
+    std::io::stderr().write_all(line.as_bytes()).ok();
 }
 
 fn builder(gguf: &Gguf, precision: Precision, experts: &str) -> EngineBuilder {

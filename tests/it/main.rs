@@ -9,6 +9,7 @@ mod goldens;
 mod gpu;
 mod gpu_hot;
 mod gpu_streaming;
+mod gpus;
 mod huge_pages;
 #[cfg(target_os = "linux")]
 mod memory;

@@ -34,12 +34,16 @@ pub struct AutoPlacement {
 }
 
 impl AutoPlacement {
-    /// What this machine has: the free memory of its first GPU. None without a GPU.
+    /// What this machine has: the free memory of its GPUs, none of one that cannot be used. None without a GPU.
     pub fn on_this_machine() -> Option<Self> {
-        let gpu = Gpu::open(0).ok()?;
-        let (free, _) = gpu.memory().ok()?;
-        Some(Self {
-            gpu_memory: vec![free as u64],
+        let found = &cuda::driver().ok()?.devices;
+        let free = |info: &cuda::GpuInfo| {
+            let free = Gpu::open(info.index).and_then(|gpu| gpu.memory());
+            free.map_or(0, |(free, _)| free as u64)
+        };
+        let gpu_memory: Vec<u64> = found.iter().map(free).collect();
+        gpu_memory.iter().any(|free| *free > 0).then(|| Self {
+            gpu_memory,
             ..Self::default()
         })
     }

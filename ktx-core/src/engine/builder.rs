@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use ktx_gguf::Gguf;
 use ktx_kernels::cpu;
-use ktx_kernels::cuda::Gpu;
+use ktx_kernels::cuda::{self, Gpu};
 use ktx_kernels::device::{Device, DeviceKind};
 use ktx_kernels::kv::{KvType, PAGE_TOKENS};
 use ktx_kernels::linear::Precision;
@@ -245,6 +245,7 @@ impl EngineBuilder {
     pub fn plan(self) -> Result<PlannedModel, EngineError> {
         let registry = try_registry()?;
         cpu::requested()?;
+        cuda::check_choice().map_err(EngineError::Gpus)?;
         let mut weights = open(self.source, &self.safetensors)?;
         let description = describe_with(weights.gguf(), &|name| weights.shape(name))?;
         weights.take(&description.tree, &description.architecture)?;
@@ -377,10 +378,8 @@ fn streamed_modules(
 
 /// The devices that modules can be put on.
 pub fn available_devices() -> Vec<Device> {
-    let gpus = ktx_kernels::cuda::driver().map_or(&[][..], |driver| &driver.devices);
-    let usable = gpus
-        .iter()
-        .filter(|gpu| ktx_kernels::cuda::device(gpu.index).is_ok());
+    let gpus = cuda::driver().map_or(&[][..], |driver| &driver.devices);
+    let usable = gpus.iter().filter(|gpu| cuda::device(gpu.index).is_ok());
     let gpus = usable.map(|gpu| Device::new(DeviceKind::Cuda, gpu.index));
     std::iter::once(Device::CPU).chain(gpus).collect()
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ktx_kernels::cuda::{self, Gpu};
+use ktx_kernels::cuda::{self, CudaError, Gpu};
 use ktx_kernels::device::{Device, DeviceKind};
 use ktx_kernels::kv::{KvError, KvType, LayerKv, PAGE_TOKENS, PageId, SequenceKv};
 use ktx_kernels::linear::Precision;
@@ -390,8 +390,8 @@ impl Runtime {
         }
         if !prompt && observer.is_none() {
             let mut plan = self.steps.plan(batch);
-            if let StepPlan::Record(device) = plan {
-                let recorded = self.record(batch, operators, device)?;
+            if plan == StepPlan::Record {
+                let recorded = self.record(batch, operators)?;
                 plan = recorded
                     .as_ref()
                     .map_or(StepPlan::Eager, |_| StepPlan::Replay);
@@ -424,15 +424,14 @@ impl Runtime {
         &mut self,
         batch: &Batch,
         phase: Phase,
-        device: Device,
     ) -> Result<Option<Box<RecordedStep>>, EngineError> {
         // A turn for each layer, one before them and one behind them.
         let turns = self.parts.layouts.len() + 2;
-        let gpu = Gpu::open(device.index()).map_err(|e| OpError::Workspace(e.into()))?;
-        let mut recorder = Recorder::new(&gpu, turns)?;
+        let gpus = self.steps.gpus().iter();
+        let gpus: Result<_, CudaError> = gpus.map(|gpu| Gpu::open(gpu.index())).collect();
+        let gpus = gpus.map_err(|e| OpError::Workspace(e.into()))?;
         self.workspace.synchronize().map_err(OpError::from)?;
-        gpu.begin_capture()
-            .map_err(|e| OpError::Workspace(e.into()))?;
+        let mut recorder = Recorder::begin(gpus, turns)?;
         self.workspace.set_recording(true);
         let mut place = None;
         let result = self.with(
@@ -452,15 +451,14 @@ impl Runtime {
             },
         );
         let used_host = self.workspace.set_recording(false);
-        let graph = gpu.end_capture();
-        match (result, graph, place) {
-            (Ok(()), Ok(graph), Some(logits)) if !used_host => Ok(Some(Box::new(RecordedStep {
-                recording: recorder.finish(graph),
-                logits,
-            }))),
-            (result, graph, _) => {
+        let recording = recorder.finish();
+        match (result, recording, place) {
+            (Ok(()), Ok(recording), Some(logits)) if !used_host => {
+                Ok(Some(Box::new(RecordedStep { recording, logits })))
+            }
+            (result, recording, _) => {
                 let why = result.err().map(|e| e.to_string());
-                let why = why.or(graph.err().map(|e| e.to_string()));
+                let why = why.or(recording.err().map(|e| e.to_string()));
                 let why = why.unwrap_or_else(|| "an operator on the CPU takes part".to_owned());
                 tracing::debug!(rows = batch.rows(), why, "a step is not recorded");
                 Ok(None)

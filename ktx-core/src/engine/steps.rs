@@ -30,7 +30,7 @@ pub(super) enum StepPlan {
     /// Operator by operator.
     Eager,
     /// Record it, then run the recording.
-    Record(Device),
+    Record,
     /// Run what was recorded.
     Replay,
 }
@@ -39,9 +39,8 @@ pub(super) enum StepPlan {
 pub(super) struct Steps {
     pub(super) capacity: StepCapacity,
     number: u32,
-    has_gpus: bool,
-    /// The GPU, where there is just one.
-    gpu: Option<Device>,
+    /// The GPUs that take part.
+    gpus: Vec<Device>,
     /// By the number of rows.
     shapes: HashMap<usize, Shape>,
     /// Of all that was recorded and ran.
@@ -53,13 +52,11 @@ impl Steps {
     const MOST_ROWS: usize = 16;
 
     pub(super) fn new(capacity: StepCapacity, devices: &[Device]) -> Self {
-        let mut gpus = devices.iter().filter(|d| d.kind() == DeviceKind::Cuda);
-        let (first, second) = (gpus.next(), gpus.next());
+        let gpus = devices.iter().filter(|d| d.kind() == DeviceKind::Cuda);
         Self {
             capacity,
             number: 0,
-            has_gpus: first.is_some(),
-            gpu: first.filter(|_| second.is_none()).copied(),
+            gpus: gpus.copied().collect(),
             shapes: HashMap::new(),
             times: StepTimes::default(),
         }
@@ -89,14 +86,19 @@ impl Steps {
 
     /// Whether GPUs take part in steps.
     pub(super) fn use_gpus(&self) -> bool {
-        self.has_gpus
+        !self.gpus.is_empty()
+    }
+
+    /// The GPUs that take part.
+    pub(super) fn gpus(&self) -> &[Device] {
+        &self.gpus
     }
 
     /// What to do with a step that generates.
     pub(super) fn plan(&mut self, batch: &Batch) -> StepPlan {
-        let Some(device) = self.gpu else {
+        if self.gpus.is_empty() {
             return StepPlan::Eager;
-        };
+        }
         let rows = batch.rows();
         let one_each = |s: &ktx_ops::module::SequenceRows| s.tokens == 1 && s.adapters.is_empty();
         let is_plain = rows <= Self::MOST_ROWS
@@ -110,7 +112,7 @@ impl Steps {
                 self.shapes.insert(rows, Shape::Ran);
                 StepPlan::Eager
             }
-            Some(Shape::Ran) => StepPlan::Record(device),
+            Some(Shape::Ran) => StepPlan::Record,
             Some(Shape::Recorded(_)) => StepPlan::Replay,
             Some(Shape::Refused) => StepPlan::Eager,
         }

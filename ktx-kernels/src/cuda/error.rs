@@ -34,6 +34,27 @@ pub enum CudaError {
     /// The driver is there and no GPU is.
     #[error("the NVIDIA driver found no GPU; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES")]
     NoDevice,
+    /// `KTX_GPUS` is no list of numbers.
+    #[error(
+        "KTX_GPUS={value} is no list of GPUs; write the driver's numbers with commas, such as KTX_GPUS=0,1, or unset it"
+    )]
+    BadGpuList {
+        /// The variable's value.
+        value: String,
+    },
+    /// `KTX_GPUS` names a GPU that the driver lacks.
+    #[error(
+        "KTX_GPUS names GPU {number}, and the driver's are 0 to {}; `nvidia-smi` lists them", count - 1
+    )]
+    UnknownGpu {
+        /// The driver's number.
+        number: u16,
+        /// How many there are.
+        count: usize,
+    },
+    /// `KTX_GPUS` names none.
+    #[error("KTX_GPUS is empty, so that no GPU is used; unset it to use all")]
+    NoGpuWanted,
     /// The driver has no GPU of that number.
     #[error("there is no cuda:{index}; the driver shows {count} GPU(s)")]
     NoSuchDevice {
@@ -110,6 +131,13 @@ pub enum CudaError {
         /// The kernel.
         function: String,
     },
+}
+
+impl CudaError {
+    /// Whether the environment variable `KTX_GPUS` asks for what cannot be.
+    pub(super) fn is_wrong_choice(&self) -> bool {
+        matches!(self, Self::BadGpuList { .. } | Self::UnknownGpu { .. })
+    }
 }
 
 /// Turns the driver's answer into an error.

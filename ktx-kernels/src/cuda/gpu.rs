@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_int, c_void};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::sys::{
@@ -25,6 +26,10 @@ struct Inner {
     context: CUcontext,
     stream: CUstream,
     modules: Mutex<HashMap<&'static str, Module>>,
+    /// Whether the last that was started on the stream is to wait for another GPU's.
+    waits: AtomicBool,
+    /// Bytes that buffers have taken.
+    taken: AtomicUsize,
 }
 
 /// A source file's kernels, those that were asked for by name.
@@ -148,10 +153,13 @@ impl Gpu {
 
     /// The GPU of this number with a stream of its own.
     fn connect(index: u16) -> Result<Self, CudaError> {
-        let info = probe::device(index)?;
+        Self::connect_to(probe::device(index)?)
+    }
+
+    fn connect_to(info: &'static GpuInfo) -> Result<Self, CudaError> {
         let mut device = 0;
         // SAFETY: the probe initialised the driver; writes one handle.
-        unsafe { cu!(cuDeviceGet(&mut device, c_int::from(index))) }?;
+        unsafe { cu!(cuDeviceGet(&mut device, c_int::from(info.ordinal))) }?;
         let mut context = std::ptr::null_mut();
         // SAFETY: writes one handle, released when the last clone goes.
         unsafe { cu!(cuDevicePrimaryCtxRetain(&mut context, device)) }?;
@@ -167,6 +175,8 @@ impl Gpu {
                 context,
                 stream,
                 modules: Mutex::default(),
+                waits: AtomicBool::new(false),
+                taken: AtomicUsize::new(0),
             }),
         })
     }
@@ -181,12 +191,17 @@ impl Gpu {
         self.inner.info.index
     }
 
+    /// The driver's number of it.
+    pub fn ordinal(&self) -> u16 {
+        self.inner.info.ordinal
+    }
+
     /// Compute capability as one number: 90 is 9.0.
     pub fn compute(&self) -> u32 {
         (self.inner.info.compute.0 * 10 + self.inner.info.compute.1) as u32
     }
 
-    /// Bytes free and bytes in all.
+    /// Bytes free and bytes in all, of its share where several GPUs are made of one.
     ///
     /// # Errors
     /// What the driver reports.
@@ -195,7 +210,27 @@ impl Gpu {
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two integers; the context is current.
         unsafe { cu!(cuMemGetInfo_v2(&mut free, &mut total)) }?;
+        if self.inner.info.shares > 1 {
+            total = self.inner.info.memory;
+            free = free.min(total.saturating_sub(self.inner.taken.load(Ordering::Relaxed)));
+        }
         Ok((free, total))
+    }
+
+    /// Counts bytes that a buffer is about to take; false if they are more than its share.
+    pub(super) fn take(&self, bytes: usize) -> bool {
+        let before = self.inner.taken.fetch_add(bytes, Ordering::Relaxed);
+        let fits =
+            self.inner.info.shares == 1 || before.saturating_add(bytes) <= self.inner.info.memory;
+        if !fits {
+            self.give(bytes);
+        }
+        fits
+    }
+
+    /// Counts bytes that a buffer has given back.
+    pub(super) fn give(&self, bytes: usize) {
+        self.inner.taken.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Makes its context current on this thread.
@@ -206,6 +241,19 @@ impl Gpu {
 
     pub(super) fn stream(&self) -> CUstream {
         self.inner.stream
+    }
+
+    pub(super) fn context(&self) -> CUcontext {
+        self.inner.context
+    }
+
+    pub(super) fn device(&self) -> sys::CUdevice {
+        self.inner.device
+    }
+
+    /// The next kernel waits for another GPU's, too, and not just for the one before it.
+    pub(super) fn waits(&self) {
+        self.inner.waits.store(true, Ordering::Relaxed);
     }
 
     /// Waits until everything that was started is done.
@@ -312,7 +360,8 @@ impl Gpu {
             *pointer = value.cast_mut();
         }
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
-        if launch.early && self.starts_early() {
+        let waits = self.inner.waits.swap(false, Ordering::Relaxed);
+        if launch.early && !waits && self.starts_early() {
             return self.launch_early(function, launch, &mut pointers);
         }
         // SAFETY: the caller vouches for the arguments; the driver copies their values before it returns.
@@ -404,6 +453,15 @@ impl Drop for Inner {
 
 #[cfg(test)]
 impl Gpu {
+    /// One more GPU where [`for_tests`](Self::for_tests) gives one: the driver's last, which may be the same.
+    pub(crate) fn second_for_tests() -> Self {
+        let driver = probe::driver().unwrap();
+        let last = driver.devices.last().unwrap();
+        let index = driver.devices.len() as u16;
+        let info = probe::info(index, last.ordinal, 1).unwrap();
+        Self::connect_to(Box::leak(Box::new(info))).unwrap()
+    }
+
     /// The first GPU with a stream of its own, for a test; without one says so on standard error and gives none.
     pub(crate) fn for_tests() -> Option<Self> {
         match Self::connect(0) {

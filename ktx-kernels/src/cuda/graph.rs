@@ -8,7 +8,7 @@ use super::error::{CudaError, cu};
 use super::gpu::Gpu;
 
 /// What was started on a GPU's stream between [`Gpu::begin_capture`] and [`Gpu::end_capture`], to start
-/// again as a whole.
+/// again as a whole; on other GPUs' streams too, after [`Gpu::begin_capture_with`].
 pub struct Graph {
     gpu: Gpu,
     exec: CUgraphExec,
@@ -51,6 +51,32 @@ impl Gpu {
     }
 }
 
+impl Gpu {
+    /// From now on kernels are recorded, here and on these GPUs, in one graph. These must not be this one.
+    ///
+    /// # Errors
+    /// What the driver refuses; nothing is recorded then.
+    pub fn begin_capture_with(&self, others: &[Gpu]) -> Result<(), CudaError> {
+        self.begin_capture()?;
+        let joined = others.iter().try_for_each(|other| other.wait_for(self));
+        if joined.is_err() {
+            let _ = self.end_capture();
+        }
+        joined
+    }
+
+    /// Ends the recording that [`begin_capture_with`](Self::begin_capture_with) began, with the same GPUs. Must
+    /// follow, after a failure too.
+    ///
+    /// # Errors
+    /// As [`end_capture`](Self::end_capture).
+    pub fn end_capture_with(&self, others: &[Gpu]) -> Result<Graph, CudaError> {
+        let joined = others.iter().try_for_each(|other| self.wait_for(other));
+        let graph = self.end_capture();
+        joined.and(graph)
+    }
+}
+
 impl Graph {
     /// Starts all of it on the stream. Whoever made the [`DeviceMatrix`](super::DeviceMatrix)es that
     /// its kernels were given answers for their memory still.
@@ -82,12 +108,17 @@ impl std::fmt::Debug for Graph {
 }
 
 impl Gpu {
-    /// What is started here from now on runs after all that was started on `other` before.
+    /// What is started here from now on runs after all that was started on `other` before; nothing changes if
+    /// that is this GPU. Recorded, where kernels are.
     ///
     /// # Errors
     /// What the driver reports.
     pub fn wait_for(&self, other: &Gpu) -> Result<(), CudaError> {
+        if self.index() == other.index() {
+            return Ok(());
+        }
         let passed = Event::record(other)?;
+        self.waits();
         self.bind()?;
         // SAFETY: stream and event live through the call; the driver keeps what it needs of the event.
         unsafe { cu!(cuStreamWaitEvent(self.stream(), passed.handle, 0)) }

@@ -17,9 +17,8 @@ const MODULE: &str = "cuda/handover";
 /// Seconds that a kernel waits for the CPU: less than the 2 s after which Windows resets a GPU.
 const WAIT_SECONDS: u32 = 1;
 
-/// Flags between a GPU and the CPU, a pair for each slot.
+/// Flags between GPUs and the CPU, a pair for each slot.
 pub struct Handover {
-    gpu: Gpu,
     /// A cache line each: the fault, then `submitted` and `done` of every slot.
     flags: PinnedBuffer,
     slots: usize,
@@ -28,18 +27,22 @@ pub struct Handover {
 impl Handover {
     const LINE: usize = 64;
 
-    /// Flags for so many slots in one step.
+    /// Flags for so many slots in one step of these GPUs.
     ///
     /// # Errors
     /// What the driver refuses.
-    pub fn new(gpu: &Gpu, slots: usize) -> Result<Self, CudaError> {
+    ///
+    /// # Panics
+    /// If there is no GPU.
+    pub fn new(gpus: &[Gpu], slots: usize) -> Result<Self, CudaError> {
         // Loaded now: nothing can be while kernels are recorded.
-        for kernel in ["ktx_submit", "ktx_wait", "ktx_copy"] {
-            gpu.function(MODULE, kernel)?;
+        for gpu in gpus {
+            for kernel in ["ktx_submit", "ktx_wait", "ktx_copy"] {
+                gpu.function(MODULE, kernel)?;
+            }
         }
         Ok(Self {
-            gpu: gpu.clone(),
-            flags: PinnedBuffer::new(gpu, Self::LINE * (1 + 2 * slots))?,
+            flags: PinnedBuffer::new(&gpus[0], Self::LINE * (1 + 2 * slots))?,
             slots,
         })
     }
@@ -65,7 +68,8 @@ impl Handover {
         unsafe { &*(start as *const AtomicU32) }
     }
 
-    /// Starts a kernel that copies up to three matrices to pinned memory and then raises the slot's flag.
+    /// Starts a kernel that copies up to three matrices to pinned memory and then raises the slot's flag;
+    /// `step` is the GPU's.
     ///
     /// # Errors
     /// What the driver refuses.
@@ -74,6 +78,7 @@ impl Handover {
     /// If there are more than three, or a pair differs in its number of values.
     pub fn submit(
         &self,
+        gpu: &Gpu,
         slot: usize,
         copies: &[(DeviceMatrix, DeviceMatrix)],
         step: StepView,
@@ -88,17 +93,19 @@ impl Handover {
             args.extend([Arg::Ptr(to), Arg::Ptr(from), Arg::U32(n as u32)]);
         }
         args.extend([self.arg(1 + 2 * slot), Arg::Ptr(step.head())]);
-        let function = self.gpu.function(MODULE, "ktx_submit")?;
+        let function = gpu.function(MODULE, "ktx_submit")?;
         // SAFETY: the arguments are the kernel's; whoever made the matrices answers for their memory.
-        unsafe { self.gpu.launch(function, Launch::linear(1, 1024), &args) }
+        unsafe { gpu.launch(function, Launch::linear(1, 1024), &args) }
     }
 
-    /// Starts a kernel that waits for the slot's answer and copies it, if there is something to copy.
+    /// Starts a kernel that waits for the slot's answer and copies it, if there is something to copy; `step` is
+    /// the GPU's.
     ///
     /// # Errors
     /// What the driver refuses.
     pub fn wait(
         &self,
+        gpu: &Gpu,
         slot: usize,
         copy: Option<(DeviceMatrix, DeviceMatrix)>,
         step: StepView,
@@ -116,10 +123,10 @@ impl Handover {
             Arg::Ptr(from),
             Arg::U32(n as u32),
         ];
-        let function = self.gpu.function(MODULE, "ktx_wait")?;
+        let function = gpu.function(MODULE, "ktx_wait")?;
         let threads = if n == 0 { 32 } else { 1024 };
         // SAFETY: the arguments are the kernel's; whoever made the matrices answers for their memory.
-        unsafe { self.gpu.launch(function, Launch::linear(1, threads), &args) }
+        unsafe { gpu.launch(function, Launch::linear(1, threads), &args) }
     }
 
     /// Spins until the GPU has raised the slot's flag in this step.
@@ -137,8 +144,6 @@ impl Handover {
                 self.fault()?;
                 let since = *since.get_or_insert_with(Instant::now);
                 if since.elapsed() > Duration::from_secs(10 * u64::from(WAIT_SECONDS)) {
-                    // A kernel before it may have failed: that error says more.
-                    self.gpu.synchronize()?;
                     return Err(CudaError::HandoverTimeout {
                         seconds: 10 * WAIT_SECONDS,
                     });
@@ -229,7 +234,7 @@ mod tests {
     fn gpu_and_cpu_take_turns_in_a_captured_graph() {
         let Some(gpu) = Gpu::for_tests() else { return };
         let (n, slots) = (1003, 3);
-        let handover = Handover::new(&gpu, slots).unwrap();
+        let handover = Handover::new(std::slice::from_ref(&gpu), slots).unwrap();
         let mut inputs = step(&gpu);
         let device = DeviceBuffer::upload(&gpu, &vec![1.0f32; n]).unwrap();
         let mut host = PinnedBuffer::new(&gpu, 4 * n).unwrap();
@@ -243,10 +248,10 @@ mod tests {
         gpu.begin_capture().unwrap();
         for slot in 0..slots {
             handover
-                .submit(slot, &[(on_gpu, on_host)], inputs.view())
+                .submit(&gpu, slot, &[(on_gpu, on_host)], inputs.view())
                 .unwrap();
             handover
-                .wait(slot, Some((on_host, on_gpu)), inputs.view())
+                .wait(&gpu, slot, Some((on_host, on_gpu)), inputs.view())
                 .unwrap();
         }
         let graph = gpu.end_capture().unwrap();
@@ -269,10 +274,10 @@ mod tests {
     #[test]
     fn gpu_gives_up_when_the_cpu_never_answers() {
         let Some(gpu) = Gpu::for_tests() else { return };
-        let handover = Handover::new(&gpu, 1).unwrap();
+        let handover = Handover::new(std::slice::from_ref(&gpu), 1).unwrap();
         let mut inputs = step(&gpu);
         inputs.upload(&values(7)).unwrap();
-        handover.wait(0, None, inputs.view()).unwrap();
+        handover.wait(&gpu, 0, None, inputs.view()).unwrap();
         gpu.synchronize().unwrap();
         assert_eq!(
             handover.fault(),
@@ -282,7 +287,7 @@ mod tests {
         );
         handover.clear_fault();
         handover.answer(0, 7);
-        handover.wait(0, None, inputs.view()).unwrap();
+        handover.wait(&gpu, 0, None, inputs.view()).unwrap();
         gpu.synchronize().unwrap();
         handover.fault().unwrap();
     }

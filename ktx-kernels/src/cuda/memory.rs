@@ -25,16 +25,25 @@ impl DeviceBuffer {
     pub fn new(gpu: &Gpu, bytes: usize) -> Result<Self, CudaError> {
         gpu.bind()?;
         let mut address = 0;
-        // SAFETY: writes one address. The driver refuses 0 bytes, so there is always one.
-        let result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes.max(1)) };
-        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        let no_room = || {
             let (free, total) = gpu.memory().unwrap_or((0, 0));
-            return Err(CudaError::OutOfMemory {
+            CudaError::OutOfMemory {
                 index: gpu.index(),
                 wanted: bytes,
                 free,
                 total,
-            });
+            }
+        };
+        if !gpu.take(bytes) {
+            return Err(no_room());
+        }
+        // SAFETY: writes one address. The driver refuses 0 bytes, so there is always one.
+        let result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes.max(1)) };
+        if result != CUresult::CUDA_SUCCESS {
+            gpu.give(bytes);
+        }
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Err(no_room());
         }
         check("cuMemAlloc", result)?;
         Ok(Self {
@@ -189,6 +198,7 @@ impl Drop for DeviceBuffer {
             let _ = self.gpu.bind();
             sys::cuMemFree_v2(self.address);
         }
+        self.gpu.give(self.bytes);
     }
 }
 

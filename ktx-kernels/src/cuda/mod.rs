@@ -6,25 +6,29 @@
 //! that neither building nor running needs CUDA's toolkit.
 //!
 //! One GPU has one stream for kernels: what is started on it runs in that order. Uploads can go beside it
-//! ([`UploadStream`]).
+//! ([`UploadStream`]). With several GPUs their streams wait for each other where values pass ([`Passage`]).
 
 mod artifacts;
 mod bandwidth;
+mod chosen;
 pub mod error;
 mod gpu;
 mod graph;
 mod handover;
 mod memory;
+mod peer;
 mod probe;
 mod step;
 mod upload;
 
+pub use chosen::GPUS_VARIABLE;
 pub use error::CudaError;
 pub use gpu::{Arg, Function, Gpu, Launch, turn};
 pub use graph::{Event, Graph};
 pub use handover::{Handover, copy_by_kernel};
 pub use memory::{DeviceBuffer, DeviceSlice, PinnedBuffer, copy_async};
-pub use probe::{Driver, GpuInfo, device, driver};
+pub use peer::Passage;
+pub use probe::{Driver, GpuInfo, check_choice, device, driver};
 pub use step::{StepInputs, StepValues, StepView};
 pub use upload::{Moment, ReadableMemory, UploadStream};
 
@@ -77,6 +81,19 @@ impl DeviceMatrix {
     /// Whether it holds no value.
     pub fn is_empty(self) -> bool {
         self.len() == 0
+    }
+
+    /// The values `start .. start + count` of it, as one row.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn value_range(self, start: usize, count: usize) -> Self {
+        assert!(start + count <= self.len(), "values of {self:?}");
+        Self {
+            address: self.address + (start * size_of::<f32>()) as u64,
+            rows: 1,
+            cols: count,
+        }
     }
 
     /// The rows `start .. start + rows` of it.

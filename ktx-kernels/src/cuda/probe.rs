@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute_enum as Attribute};
 
+use super::chosen;
 use super::error::{CudaError, OLDEST_COMPUTE, OLDEST_DRIVER, cu};
 
 /// What is known of a GPU.
@@ -12,13 +13,17 @@ use super::error::{CudaError, OLDEST_COMPUTE, OLDEST_DRIVER, cu};
 pub struct GpuInfo {
     /// Its number: `cuda:index`.
     pub index: u16,
+    /// The driver's number of it.
+    pub ordinal: u16,
+    /// How many GPUs are made of it ([`GPUS_VARIABLE`](super::GPUS_VARIABLE)): 1, if nobody asks for more.
+    pub shares: usize,
     /// Its name, as the driver has it.
     pub name: String,
     /// Compute capability, major and minor.
     pub compute: (i32, i32),
     /// Multiprocessors.
     pub multiprocessors: usize,
-    /// Bytes of its memory.
+    /// Bytes of its memory; of its share, where there are several.
     pub memory: usize,
     /// Nominal bandwidth of its memory, bytes a second; 0 if the driver does not say.
     pub nominal_bandwidth: u64,
@@ -33,7 +38,7 @@ pub struct GpuInfo {
 pub struct Driver {
     /// CUDA version that it supports: 12040 is 12.4.
     pub version: i32,
-    /// GPUs that it shows, those that are too old too.
+    /// GPUs that are used, those that are too old too.
     pub devices: Vec<GpuInfo>,
 }
 
@@ -44,6 +49,18 @@ pub struct Driver {
 pub fn driver() -> Result<&'static Driver, CudaError> {
     static DRIVER: OnceLock<Result<Driver, CudaError>> = OnceLock::new();
     DRIVER.get_or_init(probe).as_ref().map_err(Clone::clone)
+}
+
+/// Whether the GPUs that [`GPUS_VARIABLE`](super::GPUS_VARIABLE) asks for are there; a machine without a driver
+/// has nothing to choose from.
+///
+/// # Errors
+/// [`CudaError::BadGpuList`] and [`CudaError::UnknownGpu`].
+pub fn check_choice() -> Result<(), CudaError> {
+    match driver() {
+        Err(error) if error.is_wrong_choice() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The GPU of that number, if there are kernels for it.
@@ -76,6 +93,7 @@ const SYMBOLS: [&str; 3] = [
 ];
 
 fn probe() -> Result<Driver, CudaError> {
+    let wanted = chosen::wanted()?;
     // SAFETY: loads the driver's library, if there is one; its initialisers are trusted as the driver is.
     if !unsafe { sys::is_culib_present() } {
         return Err(CudaError::NoDriver);
@@ -107,14 +125,22 @@ fn probe() -> Result<Driver, CudaError> {
     if count == 0 {
         return Err(CudaError::NoDevice);
     }
-    let devices = (0..count).map(info).collect::<Result<_, _>>()?;
+    let chosen = chosen::chosen(wanted, count)?;
+    let devices = (0..)
+        .zip(&chosen)
+        .map(|(index, ordinal)| {
+            let shares = chosen.iter().filter(|other| *other == ordinal).count();
+            info(index, *ordinal, shares)
+        })
+        .collect::<Result<_, _>>()?;
     Ok(Driver { version, devices })
 }
 
-fn info(index: u16) -> Result<GpuInfo, CudaError> {
+/// What the driver says of its GPU `ordinal`.
+pub(super) fn info(index: u16, ordinal: u16, shares: usize) -> Result<GpuInfo, CudaError> {
     let mut device: CUdevice = 0;
     // SAFETY: writes one handle; the driver is initialised.
-    unsafe { cu!(cuDeviceGet(&mut device, c_int::from(index))) }?;
+    unsafe { cu!(cuDeviceGet(&mut device, c_int::from(ordinal))) }?;
     let mut name = [0; 256];
     // SAFETY: writes at most 256 bytes with their terminating zero.
     unsafe { cu!(cuDeviceGetName(name.as_mut_ptr(), 256, device)) }?;
@@ -136,13 +162,15 @@ fn info(index: u16) -> Result<GpuInfo, CudaError> {
     let bus_bits = size(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0) as u64;
     Ok(GpuInfo {
         index,
+        ordinal,
+        shares,
         name: String::from_utf8_lossy(&name).into_owned(),
         compute: (
             get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         multiprocessors: size(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-        memory,
+        memory: memory / shares,
         // Two transfers a clock.
         nominal_bandwidth: 2 * clock_khz * 1000 * bus_bits / 8,
         shared_per_block: size(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,

@@ -152,9 +152,14 @@ impl Moment {
     /// # Errors
     /// What the driver refuses.
     pub fn hold_kernels(&self) -> Result<(), CudaError> {
-        self.gpu.bind()?;
+        self.hold(&self.gpu)
+    }
+
+    /// Kernels that are started on this GPU from now on run after it.
+    pub(super) fn hold(&self, gpu: &Gpu) -> Result<(), CudaError> {
+        gpu.bind()?;
         // SAFETY: as in `UploadStream::wait`.
-        unsafe { cu!(cuStreamWaitEvent(self.gpu.stream(), self.handle, 0)) }
+        unsafe { cu!(cuStreamWaitEvent(gpu.stream(), self.handle, 0)) }
     }
 
     /// Waits for it on this thread.

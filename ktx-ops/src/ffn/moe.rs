@@ -206,7 +206,11 @@ impl Ffn for MoeBlock {
             let landing = self.experts.out_device(cx.phase);
             let landed = match landing == routed.device() || landing == out.device() {
                 true => routed,
-                false => cx.moved(routed, landing)?,
+                false => {
+                    let there = cx.alloc(landing, routed.rows(), routed.cols())?;
+                    cx.take_back(routed, there)?;
+                    there
+                }
             };
             cx.take_back(landed, out)?;
             if defers {
