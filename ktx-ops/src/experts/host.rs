@@ -289,7 +289,10 @@ impl Loaded {
                 top_k,
                 first_expert,
             };
-            self.uses.count(routing.ids);
+            match cx.phase {
+                Phase::Prefill => self.uses.count(routing.ids),
+                Phase::Generate => self.uses.count_generated(routing.ids),
+            }
             moe::forward(cx.pool, all, x, routing, out, cx.moe, precision)
                 .map_err(|e| kernel_error(&self.path, e))
         })

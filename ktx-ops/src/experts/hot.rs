@@ -205,7 +205,7 @@ pub struct HotReport {
     pub slots: usize,
     /// Experts of these layers.
     pub experts: usize,
-    /// Choices so far of experts in these layers, by steps whose routed experts are not on a GPU as a whole.
+    /// Choices of these experts by generated tokens so far.
     pub choices: u64,
     /// Those of them that found their expert in the cache.
     pub hits: u64,
@@ -234,7 +234,7 @@ impl HotSet {
         for (layer, uses) in self.uses.iter().enumerate() {
             report.slots += self.cache.layer(layer).slots();
             report.experts += uses.iter().count();
-            report.choices += uses.iter().sum::<u64>();
+            report.choices += uses.generated();
             report.hits += uses.hits();
         }
         report

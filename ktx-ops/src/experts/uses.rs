@@ -9,6 +9,7 @@ use ktx_kernels::moe::ELSEWHERE;
 #[derive(Debug)]
 pub struct ExpertUses {
     choices: Box<[AtomicU64]>,
+    generated: AtomicU64,
     hits: AtomicU64,
 }
 
@@ -17,6 +18,7 @@ impl ExpertUses {
     pub fn new(experts: usize) -> Self {
         Self {
             choices: (0..experts).map(|_| AtomicU64::new(0)).collect(),
+            generated: AtomicU64::new(0),
             hits: AtomicU64::new(0),
         }
     }
@@ -40,7 +42,19 @@ impl ExpertUses {
         self.iter().collect()
     }
 
-    /// The same, one after the other.
+    /// Counts the experts that generated tokens chose, which a cache is asked for.
+    pub(crate) fn count_generated(&self, ids: &[u32]) {
+        self.generated
+            .fetch_add(ids.len() as u64, Ordering::Relaxed);
+        self.count(ids);
+    }
+
+    /// Choices of generated tokens.
+    pub(crate) fn generated(&self) -> u64 {
+        self.generated.load(Ordering::Relaxed)
+    }
+
+    /// As [`read`](Self::read), one after the other.
     pub(crate) fn iter(&self) -> impl Iterator<Item = u64> {
         self.choices.iter().map(|n| n.load(Ordering::Relaxed))
     }
@@ -62,5 +76,8 @@ mod tests {
         uses.count(&[2, 7]);
         uses.count(&[1 | ELSEWHERE, 7 | ELSEWHERE]);
         assert_eq!((uses.read(), uses.hits()), (vec![1, 1, 3], 1));
+        uses.count_generated(&[0, 2 | ELSEWHERE]);
+        assert_eq!((uses.read(), uses.hits()), (vec![2, 1, 4], 2));
+        assert_eq!(uses.generated(), 2);
     }
 }
