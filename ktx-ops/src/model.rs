@@ -152,7 +152,7 @@ impl KModule for LayerStack {
     }
 
     fn scratch(&self, capacity: Capacity) -> usize {
-        3 * Workspace::values_for(capacity.tokens, self.hidden_size)
+        4 * Workspace::values_for(capacity.tokens, self.hidden_size)
             + Deferral::scratch(capacity, self.hidden_size)
             + largest_scratch(self.children(), capacity)
     }
@@ -226,9 +226,19 @@ impl Layerwise for LayerStack {
 
     fn norm(&self, cx: &mut Forward<'_>, hidden: Act, out: Act) -> Result<(), OpError> {
         cx.scoped(|cx| {
-            let hidden = cx.moved(hidden, out.device())?;
-            Self::gather(cx, hidden, out);
-            self.norm.forward(cx, out, out)?;
+            // Main memory has every weight, a GPU those that were placed there: the head can be on another.
+            let there = match out.device().is_cpu() {
+                true => out.device(),
+                false => self.norm.device(cx.phase),
+            };
+            let hidden = cx.moved(hidden, there)?;
+            let rows = match there == out.device() {
+                true => out,
+                false => cx.alloc(there, out.rows(), out.cols())?,
+            };
+            Self::gather(cx, hidden, rows);
+            self.norm.forward(cx, rows, rows)?;
+            cx.workspace.copy(rows, out);
             cx.observe(&self.path, "final_norm", out);
             Ok(())
         })

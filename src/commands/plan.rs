@@ -12,6 +12,7 @@ use ktx_core::ops::{Registry, try_registry};
 use ktx_core::plan::{CheckMode, KeyStyle, Plan, PlanEntry, check, tree_from_json};
 use ktx_core::rules::RuleSet;
 use ktx_core::{EngineError, LoadedAdapter, PlannedModel, Rules};
+use serde_json::Value;
 
 use super::plan_source::ArchArgs;
 use crate::chat;
@@ -89,6 +90,15 @@ enum Keys {
     Gguf,
 }
 
+impl Keys {
+    fn style(self) -> KeyStyle {
+        match self {
+            Self::Hf => KeyStyle::Hf,
+            Self::Gguf => KeyStyle::Gguf,
+        }
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
     match (&args.diff, &args.tree) {
@@ -119,7 +129,10 @@ fn of_tree(args: &PlanArgs, file: &Path) -> Result<(), CliError> {
         }
         None => Vec::new(),
     };
-    print(args, &plan, &weights, &[], registry)?;
+    match args.format {
+        Format::Json => print_json(&plan.to_json(args.keys.style()))?,
+        Format::Table => print(&plan, &weights, &[], registry)?,
+    }
     plan.notes.iter().for_each(notes::note);
     plan.warnings.iter().for_each(notes::warning);
     report.warnings.iter().for_each(notes::warning);
@@ -154,7 +167,10 @@ fn of_model(args: &PlanArgs) -> Result<(), CliError> {
     let adapters = planned.adapters();
     let printed = emit_rules(args, &planned)?;
     if !printed {
-        print(args, planned.plan(), &weights, adapters, try_registry()?)?;
+        match args.format {
+            Format::Json => print_json(&planned.to_json(args.keys.style()))?,
+            Format::Table => print(planned.plan(), &weights, adapters, try_registry()?)?,
+        }
     }
     match planned.placement() {
         Some(placement) => {
@@ -266,22 +282,18 @@ fn tell_memory(planned: &PlannedModel, weights: &[ModuleWeights]) {
     }
 }
 
+fn print_json(plan: &Value) -> Result<(), CliError> {
+    writeln!(stdout().lock(), "{plan:#}")?;
+    Ok(())
+}
+
 fn print(
-    args: &PlanArgs,
     plan: &Plan,
     weights: &[ModuleWeights],
     adapters: &[LoadedAdapter],
     registry: &Registry,
 ) -> Result<(), CliError> {
     let mut out = stdout().lock();
-    if args.format == Format::Json {
-        let keys = match args.keys {
-            Keys::Hf => KeyStyle::Hf,
-            Keys::Gguf => KeyStyle::Gguf,
-        };
-        writeln!(out, "{:#}", plan.to_json(keys))?;
-        return Ok(());
-    }
     let weights: HashMap<&str, &ModuleWeights> =
         weights.iter().map(|w| (w.path.as_str(), w)).collect();
     let mut table = Table::new([

@@ -1,6 +1,6 @@
 //! `ktx plan`.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{file, ktx};
 
@@ -149,6 +149,50 @@ fn operators_of_both_phases_are_shown() {
         "{row}"
     );
     assert!(row.contains("prefill cuda:1, generate cpu"), "{row}");
+}
+
+/// What the line for people says is there for programs too, at the experts that it is about and nowhere else.
+#[test]
+fn from_where_on_prompts_are_streamed_is_in_the_plan() {
+    let rules = file(
+        "streamed.yaml",
+        "- match:\n    name: 'layers\\.[12]\\.mlp\\.experts$'\n  replace:\n    \
+         class: ktransformers.operators.experts.KTransformersExperts\n    kwargs:\n      generate_device: cpu\n      \
+         prefill_device: cuda:0\n",
+    );
+    let planned = |flags: &[&str]| {
+        let call = ktx(&[&["plan", "--format", "json", "--rules", &rules], flags].concat());
+        let said = call.stderr.clone();
+        let plan: Value = serde_json::from_str(&call.ok()).unwrap();
+        (plan, said)
+    };
+    let (plan, said) = planned(&["--stream-from", "37", "--stream-share", "0.75"]);
+    assert!(said.contains("chunks of 37 tokens and more"), "{said}");
+    let streamed = plan.as_object().unwrap().iter();
+    let streamed: Vec<(&str, &Value)> = streamed
+        .filter_map(|(path, entry)| Some((path.as_str(), entry.get("streaming")?)))
+        .collect();
+    let expected = json!({
+        "from_tokens": 37,
+        "gpu_share": { "64": 0.75, "512": 0.75, "2048": 0.75 },
+    });
+    assert_eq!(
+        streamed,
+        [
+            ("model.layers.1.mlp.experts", &expected),
+            ("model.layers.2.mlp.experts", &expected)
+        ]
+    );
+    // What was measured decides where nobody does.
+    let (plan, said) = planned(&[]);
+    let from = &plan["model.layers.1.mlp.experts"]["streaming"]["from_tokens"];
+    assert!(from.as_u64().unwrap() > 0, "{plan:#}");
+    assert!(
+        said.contains(&format!("chunks of {from} tokens and more")),
+        "{said}"
+    );
+    let (plan, _) = planned(&["--cpu"]);
+    assert!(!plan.to_string().contains("streaming"));
 }
 
 #[test]

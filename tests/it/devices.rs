@@ -14,6 +14,7 @@ use ktx_core::ops::{
 use ktx_core::serving::{Scheduler, SchedulerSettings};
 use ktx_core::{Engine, EngineBuilder, FinishReason, Rules, TokenId, register_operator};
 
+use crate::naive::measure::nmse;
 use crate::run::{all_logits, forced_logits, last_logits, load, pip, repository};
 use crate::serving::{answer, ask};
 
@@ -340,11 +341,11 @@ fn models_of_other_families_are_read_layer_by_layer_too() {
         let ids: Vec<u32> = (0..24).collect();
         let engine = load(layerwise(gguf.clone(), "16"));
         let plain = load(Engine::builder().gguf(gguf).threads(2).chunk_size(16));
-        assert_eq!(
-            all_logits(&mut engine.session(), &ids),
-            all_logits(&mut plain.session(), &ids),
-            "{family}"
-        );
+        // Weights that are floats are multiplied in `f32` inside one operator and in tiles by another where there are
+        // tiles.
+        let read = |engine: &Engine| all_logits(&mut engine.session(), &ids).concat();
+        let error = nmse(&read(&engine), &read(&plain));
+        assert!(error < 1e-9, "{family}: {error:e}");
         assert!(account().products > 0, "{family}");
     }
 }

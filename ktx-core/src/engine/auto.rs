@@ -11,7 +11,7 @@ use ktx_kernels::moe::stream;
 use ktx_models::ModelDescription;
 use ktx_ops::WeightStore;
 
-use super::runtime::Parts;
+use super::parts::Parts;
 use super::{HotMemory, MemoryCheck, Settings, available_devices};
 use crate::error::EngineError;
 use crate::inject::inject;

@@ -15,11 +15,13 @@ use ktx_kernels::moe::stream::Uploads;
 use ktx_kernels::pool::ThreadPool;
 use ktx_models::{ModelDescription, describe_with};
 use ktx_ops::{LoadProgress, Role, Streaming, try_registry};
+use serde_json::{Map, Value, json};
 
 use super::auto::machine;
 use super::inputs::{Rules, Source, open, read_rules};
+use super::parts::Parts;
 use super::settings::{HostWeights, MemoryCheck, Settings, cacheable, deferrable, positive};
-use super::{AdapterSet, AutoPlacement, Engine, HotMemory, Inner, LoadedAdapter, Runtime, runtime};
+use super::{AdapterSet, AutoPlacement, Engine, HotMemory, Inner, LoadedAdapter, Runtime};
 use crate::chat::ChatTemplate;
 use crate::error::EngineError;
 use crate::inject::{InjectReport, inject};
@@ -29,7 +31,7 @@ use crate::memory::{
 };
 use crate::placement::{Placement, streaming};
 use crate::plan::{
-    CheckMode, CheckReport, Plan, check, named_devices, plan_model, require_devices,
+    CheckMode, CheckReport, KeyStyle, Plan, check, named_devices, plan_model, require_devices,
 };
 use crate::rules::RuleVariables;
 use crate::tokenizer::Tokenizer;
@@ -37,6 +39,8 @@ use crate::weights::Weights;
 
 /// Context of an engine whose settings name none: longer ones are asked for.
 const DEFAULT_CONTEXT: usize = 8192;
+/// Tokens of chunks whose shares of streamed experts a plan shows.
+const STREAMED_TOKENS: [usize; 3] = [64, 512, 2048];
 /// Prompt tokens of one forward call, if not set.
 const DEFAULT_CHUNK: usize = 512;
 /// Sessions whose full context fits at once, if not set.
@@ -349,6 +353,7 @@ impl EngineBuilder {
             settings,
             memory: self.memory,
             placement,
+            streamed,
         })
     }
 
@@ -395,6 +400,8 @@ pub struct PlannedModel {
     memory: MemoryCheck,
     placement: Option<Placement>,
     adapters: AdapterSet,
+    /// Paths of experts that are streamed to a GPU.
+    streamed: HashSet<String>,
 }
 
 impl PlannedModel {
@@ -426,6 +433,25 @@ impl PlannedModel {
     /// Which operator goes where, and why.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// The plan for programs, as [`Plan::to_json`] has it. Experts that are streamed to a GPU have one field more:
+    /// `streaming`, with `from_tokens`, the tokens of a prompt's chunk from which on that is faster than the
+    /// CPU, and `gpu_share`, the part of the experts that the GPU takes for numbers of tokens.
+    pub fn to_json(&self, keys: KeyStyle) -> Value {
+        let mut plan = self.plan.to_json(keys);
+        let Some(streaming) = &self.settings.streaming else {
+            return plan;
+        };
+        let shares = STREAMED_TOKENS
+            .iter()
+            .map(|&tokens| (tokens.to_string(), streaming.share(tokens).into()));
+        let shares: Map<String, Value> = shares.collect();
+        let streaming = json!({ "from_tokens": streaming.from, "gpu_share": shares });
+        for path in &self.streamed {
+            plan[path]["streaming"] = streaming.clone();
+        }
+        plan
     }
 
     /// What the operators say to the plan.
@@ -479,13 +505,13 @@ impl PlannedModel {
         self.estimate_of(&runtime)
     }
 
-    fn inject(&self) -> Result<(runtime::Parts, InjectReport), EngineError> {
+    fn inject(&self) -> Result<(Parts, InjectReport), EngineError> {
         self.require()?;
         // Sizes are trusted only after all tensors were seen to have them.
         self.module_weights()?;
         let (children, mut report) = inject(&self.description.tree, &self.plan, &self.weights)?;
         let named = named_devices(&self.plan, try_registry()?)?;
-        let mut parts = runtime::Parts::new(children, &report, named, &self.settings)?;
+        let mut parts = Parts::new(children, &report, named, &self.settings)?;
         for loaded in self.adapters.all() {
             parts.attach(loaded.id(), loaded.adapter())?;
             report.note_adapter(loaded.name(), loaded.adapter());
@@ -493,7 +519,7 @@ impl PlannedModel {
         Ok((parts, report))
     }
 
-    fn estimate_of(&self, parts: &runtime::Parts) -> Result<MemoryEstimate, EngineError> {
+    fn estimate_of(&self, parts: &Parts) -> Result<MemoryEstimate, EngineError> {
         let mut estimate = MemoryEstimate::default();
         let mut seen = HashSet::new();
         for module in self.module_weights()? {

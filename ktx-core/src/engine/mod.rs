@@ -7,6 +7,7 @@ mod hot;
 mod inputs;
 #[cfg(test)]
 mod mixed;
+mod parts;
 mod runtime;
 mod settings;
 mod steps;
@@ -28,7 +29,8 @@ pub use auto::AutoPlacement;
 pub use builder::{DeviceMapping, EngineBuilder, PlannedModel, available_devices};
 pub use hot::HotMemory;
 pub use inputs::Rules;
-pub(crate) use runtime::{Runtime, pages_for};
+pub(crate) use parts::pages_for;
+pub(crate) use runtime::Runtime;
 pub use settings::{HostWeights, MemoryCheck, Settings};
 
 use crate::chat::ChatTemplate;

@@ -1,160 +1,30 @@
 //! What runs: the model's operators, the memory they work in, and one step of the loop.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ktx_kernels::cuda::{self, CudaError, Gpu};
 use ktx_kernels::device::{Device, DeviceKind};
-use ktx_kernels::kv::{KvError, KvType, LayerKv, PAGE_TOKENS, PageId, SequenceKv};
+use ktx_kernels::kv::{KvError, KvType, LayerKv, PageId, SequenceKv};
 use ktx_kernels::linear::Precision;
 use ktx_kernels::moe::MoeScratch;
 use ktx_kernels::pool::ThreadPool;
 use ktx_kernels::workspace::{Act, StepCapacity, Transfers, Workspace, WorkspaceError};
 use ktx_ops::experts::{ExpertUses, HotReport};
-use ktx_ops::lora::{Adapter, AdapterId, RowAdapters, attach_all, detach};
+use ktx_ops::lora::{Adapter, AdapterId, RowAdapters};
 use ktx_ops::module::KvLayout;
 use ktx_ops::recording::{Recorder, StepTimes};
 use ktx_ops::{
-    Batch, Capacity, Children, Forward, KModule, Layerwise, Linear, LoadProgress, LoadScope,
-    Loader, Model, Observer, OpError, Operator, Phase, Streaming, load_all,
+    Batch, Forward, KModule, Layerwise, Linear, LoadProgress, LoadScope, Loader, Model, Observer,
+    OpError, Phase, Streaming, load_all,
 };
 
 use super::hot::HotSets;
+use super::parts::{LOGIT_ROWS, Parts, pages_for};
 use super::steps::{RecordedStep, StepPlan, Steps};
-use super::{HostWeights, Settings, available_devices};
+use super::{HostWeights, Settings};
 use crate::error::EngineError;
-use crate::inject::InjectReport;
 use crate::weights::Weights;
-
-/// Rows whose logits are computed at once: the vocabulary is wide.
-const LOGIT_ROWS: usize = 16;
-
-/// A model's operators, without weights, and the sizes of what they work in.
-pub(crate) struct Parts {
-    model: Box<dyn Model>,
-    head: Box<dyn Linear>,
-    layouts: Vec<KvLayout>,
-    devices: Vec<Device>,
-    capacity: Capacity,
-    adapters: Vec<AdapterId>,
-}
-
-impl Parts {
-    pub(crate) fn new(
-        mut children: Children,
-        report: &InjectReport,
-        named: BTreeSet<Device>,
-        settings: &Settings,
-    ) -> Result<Self, EngineError> {
-        let missing = |child: &str, role| OpError::Child {
-            path: String::new(),
-            child: child.to_owned(),
-            role,
-        };
-        let devices = devices(report, named);
-        if devices.len() > Workspace::MAX_DEVICES {
-            let range = "rules may name 16 devices at most";
-            return Err(EngineError::Setting {
-                name: "the number of devices",
-                value: devices.len(),
-                range,
-            });
-        }
-        let Some(Operator::Model(model)) = children.take("model") else {
-            return Err(missing("model", ktx_ops::Role::Model).into());
-        };
-        let Some(Operator::Linear(head)) = children.take("lm_head") else {
-            return Err(missing("lm_head", ktx_ops::Role::Linear).into());
-        };
-        let capacity = Capacity {
-            tokens: settings.chunk_size.min(settings.context),
-            context: settings.context,
-            threads: settings.threads,
-            deferred_experts: settings.deferred_experts,
-            hot_experts: settings.hot_experts.is_some(),
-        };
-        Ok(Self {
-            layouts: model.kv_layouts(),
-            devices,
-            model,
-            head,
-            capacity,
-            adapters: Vec::new(),
-        })
-    }
-
-    /// Gives an adapter's parts to the operators.
-    pub(crate) fn attach(&mut self, id: AdapterId, adapter: &Adapter) -> Result<(), EngineError> {
-        let (model, head): (&mut dyn KModule, &mut dyn KModule) =
-            (self.model.as_mut(), self.head.as_mut());
-        attach_all(&mut [model, head], id, adapter)?;
-        self.adapters.push(id);
-        Ok(())
-    }
-
-    fn detach(&mut self, id: AdapterId) {
-        detach(self.model.as_mut(), id);
-        detach(self.head.as_mut(), id);
-        self.adapters.retain(|i| *i != id);
-    }
-
-    /// Values of f32 that a step takes of the workspace at most.
-    fn workspace_values(&self) -> usize {
-        let (model, head, capacity) = (&self.model, &self.head, self.capacity);
-        let values = Workspace::values_for;
-        // The others are the hidden state of a prompt that is read layer by layer, twice if on a GPU.
-        let states = 1 + 2 * usize::from(model.layerwise().is_some());
-        states * values(capacity.tokens, head.in_features())
-            + 2 * values(LOGIT_ROWS, head.out_features())
-            + model.scratch(capacity).max(head.scratch(capacity))
-    }
-
-    /// Bytes of the cache on each device: of one session in main memory, where pages are taken as they
-    /// are used; of all on a GPU, where they are taken at once.
-    pub(crate) fn kv_bytes(&self, settings: &Settings) -> BTreeMap<Device, u64> {
-        let tokens = (pages_for(settings.context) * PAGE_TOKENS) as u64;
-        let mut all = BTreeMap::new();
-        for layout in &self.layouts {
-            let sessions = match layout.device.is_cpu() {
-                true => 1,
-                false => settings.sessions as u64,
-            };
-            let row = settings.kv_type.bytes(layout.k_width + layout.v_width) as u64;
-            let bytes = row.saturating_mul(tokens).saturating_mul(sessions);
-            let sum: &mut u64 = all.entry(layout.device).or_default();
-            *sum = sum.saturating_add(bytes);
-        }
-        all
-    }
-
-    /// Bytes of the workspace on each of its devices.
-    pub(crate) fn scratch_bytes(&self) -> impl Iterator<Item = (Device, u64)> {
-        let bytes = (self.workspace_values() as u64).saturating_mul(size_of::<f32>() as u64);
-        self.devices.iter().map(move |device| (*device, bytes))
-    }
-}
-
-/// All devices that a module runs on, in either phase, or that rules name besides; the host's is one
-/// of them always.
-fn devices(report: &InjectReport, named: BTreeSet<Device>) -> Vec<Device> {
-    let available = available_devices();
-    let placed = report
-        .modules
-        .iter()
-        .flat_map(|m| [m.placement.prefill, m.placement.generate]);
-    // Required devices are there; what is left names the place of a container, which holds nothing.
-    let all: BTreeSet<Device> = placed
-        .chain(named)
-        .chain([Device::CPU])
-        .filter(|device| device.is_cpu() || available.contains(device))
-        .collect();
-    all.into_iter().collect()
-}
-
-/// Pages that this many tokens take.
-pub(crate) fn pages_for(tokens: usize) -> usize {
-    tokens.div_ceil(PAGE_TOKENS)
-}
 
 /// A loaded model with its memory; one step at a time.
 pub(crate) struct Runtime {

@@ -1,6 +1,6 @@
 use ktx_gguf::GgmlType;
 
-use super::tiles::{self, TILE, TokenTiles};
+use super::tiles::{self, Part, TILE, TokenTiles};
 use super::{LinearError, Operand, ProductOrder, dispatch};
 use crate::cpu::{self, IsaLevel};
 use crate::pool::ThreadPool;
@@ -18,7 +18,7 @@ pub enum Precision {
     /// Quantised to 8 bits with a scale per 32 values, for weights in quantised blocks. F32, F16
     /// and BF16 weights keep `f32` activations. Normalised mean squared error of a product with
     /// random normal input: about 3e-5. A CPU with AMX multiplies more than a few tokens in BF16 instead, with an
-    /// error of 7e-6.
+    /// error of 7e-6; of weights that are floats, it then keeps 16 bits, with an error of some 1e-11.
     #[default]
     Int8,
     /// Not quantised: weights are dequantised to `f32` on the way. Slower; for tests and debugging.
@@ -42,6 +42,8 @@ pub(crate) struct Forms {
     pub(crate) floats: bool,
     /// In the place of codes, for many tokens on a CPU with tiles.
     pub(crate) tiles: bool,
+    /// In the place of floats there: tiles, and tiles of what these have lost.
+    pub(crate) rests: bool,
 }
 
 impl Forms {
@@ -52,6 +54,7 @@ impl Forms {
             codes: precision == Precision::Int8,
             floats: true,
             tiles: false,
+            rests: false,
         }
     }
 
@@ -62,6 +65,7 @@ impl Forms {
             codes: self.codes || other.codes,
             floats: self.floats || other.floats,
             tiles: self.tiles || other.tiles,
+            rests: self.rests || other.rests,
         }
     }
 
@@ -73,15 +77,22 @@ impl Forms {
             codes: needs(Operand::Codes),
             floats: needs(Operand::Floats),
             tiles: false,
+            rests: false,
         }
     }
 
-    /// With tiles instead of codes, if that is how so many tokens are multiplied at `level`.
+    /// With tiles instead of codes and floats, if that is how so many tokens are multiplied at `level`. Products that
+    /// are asked for in `f32` stay in it.
     fn tiled(self, level: IsaLevel, order: ProductOrder, tokens: usize) -> Self {
-        let tiles = self.codes && tiles::has_tiles(level) && !order.is_row_by_row(tokens);
+        let tiled = tiles::has_tiles(level) && !order.is_row_by_row(tokens);
+        if !tiled || self.precision == Precision::F32 {
+            return self;
+        }
         Self {
-            codes: self.codes && !tiles,
-            tiles,
+            codes: false,
+            floats: false,
+            tiles: self.codes,
+            rests: self.floats,
             ..self
         }
     }
@@ -114,6 +125,7 @@ pub struct Activations {
     scales: Vec<f32>,
     floats: Vec<Line>,
     tiles: TokenTiles,
+    rests: TokenTiles,
     /// 0, 1, 2, …: the list of all tokens.
     identity: Vec<u32>,
 }
@@ -129,8 +141,10 @@ impl Activations {
     /// precision, without allocating again.
     pub fn with_capacity(max_tokens: usize, max_cols: usize) -> Self {
         let mut buffer = Self::default();
+        let has_tiles = tiles::has_tiles(cpu::level());
         let forms = Forms {
-            tiles: tiles::has_tiles(cpu::level()),
+            tiles: has_tiles,
+            rests: has_tiles,
             ..Forms::of(Precision::Int8)
         };
         buffer.resize(max_tokens, max_cols, forms);
@@ -190,7 +204,7 @@ impl Activations {
         }
         let forms = forms.tiled(level, pool.product_order(), tokens);
         self.fill_rows(level, pool, x, [tokens, cols], forms);
-        if forms.tiles {
+        if forms.tiles || forms.rests {
             self.fill_tiles(pool, x);
         }
         Ok(())
@@ -228,7 +242,12 @@ impl Activations {
             &self.identity[first..tokens.min(first + TILE)]
         };
         // SAFETY: `tiled` saw that the CPU has tiles.
-        unsafe { self.tiles.fill(pool, x, cols, tokens_of) };
+        unsafe {
+            self.tiles.fill(pool, x, cols, Part::First, tokens_of);
+            if self.forms.rests {
+                self.rests.fill(pool, x, cols, Part::Rest, tokens_of);
+            }
+        }
     }
 
     /// Makes room for `[tokens, cols]` and zeroes what no row will write: the padding.
@@ -243,8 +262,11 @@ impl Activations {
         if forms.floats {
             grow(&mut self.floats, tokens * padded / 16, Line([0; 64]));
         }
-        if forms.tiles {
+        if forms.tiles || forms.rests {
             self.tiles.resize(tokens.div_ceil(TILE), cols);
+        }
+        if forms.rests {
+            self.rests.resize(tokens.div_ceil(TILE), cols);
         }
         let known = self.identity.len();
         self.identity
@@ -299,6 +321,7 @@ impl Activations {
         match self.forms.precision.operand(ty) {
             Operand::Codes if self.forms.tiles => Ok(Operand::Tiles),
             Operand::Codes if self.forms.codes => Ok(Operand::Codes),
+            Operand::Floats if self.forms.rests => Ok(Operand::SplitTiles),
             Operand::Floats if self.forms.floats => Ok(Operand::Floats),
             _ => Err(LinearError::NotPrepared { ty }),
         }
@@ -307,6 +330,11 @@ impl Activations {
     /// The tokens in tiles, where [`Self::operand`] says so.
     pub(crate) fn tiles(&self) -> &TokenTiles {
         &self.tiles
+    }
+
+    /// What they have lost of the values, where that is kept.
+    pub(crate) fn rests(&self) -> Option<&TokenTiles> {
+        self.forms.rests.then_some(&self.rests)
     }
 
     pub(crate) fn all_tokens(&self) -> &[u32] {
@@ -345,6 +373,10 @@ impl Activations {
         }
         if self.forms.tiles {
             let value = |col| self.tiles.value(token, col);
+            return Some((0..self.cols).map(value).collect());
+        }
+        if self.forms.rests {
+            let value = |col| self.tiles.value(token, col) + self.rests.value(token, col);
             return Some((0..self.cols).map(value).collect());
         }
         if !self.forms.codes {

@@ -20,6 +20,8 @@ pub(crate) enum Operand {
     Tiles,
     /// `f32` values.
     Floats,
+    /// `f32` values as two numbers of BF16, in tiles.
+    SplitTiles,
 }
 
 /// Rows of one matrix times tokens of one buffer: what one task computes.

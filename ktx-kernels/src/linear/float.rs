@@ -19,6 +19,13 @@ pub(crate) struct Columns<'a> {
 
 /// A type whose rows can be widened to `f32`, up to 256 columns at a time.
 pub(crate) trait Widen {
+    /// Whether values have more bits than BF16.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "no tiles there")
+    )]
+    const HAS_REST: bool = true;
+
     /// Widens `columns` into the first values of `out`.
     fn widen(columns: &Columns<'_>, out: &mut [f32; STEP]);
 }
@@ -55,6 +62,8 @@ impl Widen for F16 {
 }
 
 impl Widen for Bf16 {
+    const HAS_REST: bool = false;
+
     #[inline(always)]
     fn widen(columns: &Columns<'_>, out: &mut [f32; STEP]) {
         for (value, bytes) in out.iter_mut().zip(columns.bytes.as_chunks().0) {
@@ -74,6 +83,8 @@ impl Widen for Fp8 {
 }
 
 impl Widen for SignedBytes {
+    const HAS_REST: bool = false;
+
     #[inline(always)]
     fn widen(columns: &Columns<'_>, out: &mut [f32; STEP]) {
         for (value, byte) in out.iter_mut().zip(columns.bytes) {

@@ -1,3 +1,4 @@
+use super::unpack::HalfScaled;
 use super::{CHUNK_COLS, PANEL_ROWS};
 
 /// Columns that row kernels expand at a time: one K-quant block.
@@ -103,6 +104,16 @@ pub(crate) trait Isa {
     #[inline(always)]
     unsafe fn dot_q6_k<const TOKENS: usize>(
         _: &[u8; 210],
+        _: &[TokenCodes; TOKENS],
+        _: &mut [Self::Sum; TOKENS],
+    ) -> bool {
+        false
+    }
+
+    /// As [`Self::dot_q4_k`], of up to eight blocks of 32 with half-precision scales.
+    #[inline(always)]
+    unsafe fn dot_half_scaled<U: HalfScaled, const TOKENS: usize>(
+        _: &[u8],
         _: &[TokenCodes; TOKENS],
         _: &mut [Self::Sum; TOKENS],
     ) -> bool {

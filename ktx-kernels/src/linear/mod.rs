@@ -232,13 +232,13 @@ impl<'a> Product<'a> {
         check_shapes(&w, x, out.len(), out_stride)?;
         let operand = x.operand(w.ty)?;
         let rows_per_task = match operand {
-            Operand::Tiles => tiles::rows_per_job(w.rows, pool.threads()),
+            Operand::Tiles | Operand::SplitTiles => tiles::rows_per_job(w.rows, pool.threads()),
             _ if x.order().is_row_by_row(x.tokens()) => rows_per_task(&w, pool.threads()),
             _ => PANEL_ROWS,
         };
         let row_tasks = w.rows.div_ceil(rows_per_task);
         let (method, tasks) = match operand {
-            Operand::Tiles => (
+            Operand::Tiles | Operand::SplitTiles => (
                 Method::Tiles { row_tasks },
                 row_tasks * x.tokens().div_ceil(tiles::MAX_JOB_TOKENS),
             ),
@@ -298,6 +298,7 @@ impl<'a> Product<'a> {
             row,
             rows: self.rows_per_task.min(self.w.rows - row),
             x: x.tiles(),
+            x_rest: x.rests(),
             group: token / tiles::TILE,
             tokens: tiles::MAX_JOB_TOKENS.min(x.tokens() - token),
         };

@@ -84,7 +84,7 @@ fn int8_products_are_exact_for_the_values_that_they_see() {
     walk(Precision::Int8, |case, w, x, activations, out| {
         let operand = activations.operand(w.ty).unwrap();
         let seen: Vec<f32> = match operand {
-            Operand::Floats => x.to_vec(),
+            Operand::Floats | Operand::SplitTiles => x.to_vec(),
             _ => (0..activations.tokens())
                 .flat_map(|token| activations.values(token).unwrap())
                 .collect(),
@@ -96,10 +96,10 @@ fn int8_products_are_exact_for_the_values_that_they_see() {
                 .for_each(|weight| *weight = bf16::from_f32(*weight).to_f32());
         }
         // A sum that is rounded before it becomes BF16 now and then becomes its neighbour.
-        let bound = if operand == Operand::Tiles {
-            1e-7
-        } else {
-            1e-9
+        let bound = match operand {
+            Operand::Tiles => 1e-7,
+            Operand::SplitTiles => 1e-10,
+            _ => 1e-9,
         };
         let nmse = reference::nmse(out, &reference::product(&weights, w.cols, &seen));
         assert!(nmse <= bound, "{case}: {nmse:e}");
@@ -286,7 +286,9 @@ fn a_buffer_can_be_used_again_for_other_shapes() {
             fresh.fill(level, &pool, &x, shape, forms).unwrap();
             for token in 0..tokens {
                 assert_eq!(buffer.values(token), fresh.values(token));
-                assert_eq!(buffer.floats(token), fresh.floats(token));
+                if buffer.operand(GgmlType::F32) == Ok(Operand::Floats) {
+                    assert_eq!(buffer.floats(token), fresh.floats(token));
+                }
                 if buffer.operand(GgmlType::Q4_0) == Ok(Operand::Codes) {
                     assert_eq!(buffer.codes(token).codes, fresh.codes(token).codes);
                     assert_eq!(buffer.codes(token).scales, fresh.codes(token).scales);

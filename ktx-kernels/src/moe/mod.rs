@@ -43,7 +43,7 @@ pub use scratch::MoeScratch;
 use crate::activation::gated_at;
 use crate::cpu::{self, IsaLevel};
 use crate::disjoint::DisjointMut;
-use crate::linear::tiles::{TILE, TileWriter, TokenTiles, rows_per_job};
+use crate::linear::tiles::{Part, TILE, TileWriter, TokenTiles, rows_per_job};
 use crate::linear::{
     ActivationWriter, Activations, OutputPointer, Precision, SCALE_COLS, Span, WeightRows, kernels,
 };
@@ -250,7 +250,7 @@ impl Layer<'_> {
                 &self.plan.tokens[slot..slot + len]
             };
             // SAFETY: the CPU supports the level, which has tiles.
-            unsafe { tiles.fill(self.pool, x, hidden, tokens_of) };
+            unsafe { tiles.fill(self.pool, x, hidden, Part::First, tokens_of) };
         }
     }
 

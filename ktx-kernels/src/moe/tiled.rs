@@ -31,6 +31,7 @@ impl Layer<'_> {
             row,
             rows,
             x,
+            x_rest: None,
             group: tile + first / TILE,
             tokens: MAX_JOB_TOKENS.min(group.len - first),
         };
@@ -139,6 +140,7 @@ impl Layer<'_> {
                     row: rows.start,
                     rows: rows.len(),
                     x: h,
+                    x_rest: None,
                     group: tile + first / TILE,
                     tokens: MAX_JOB_TOKENS.min(group.len - first),
                 };
@@ -167,15 +169,17 @@ impl Layer<'_> {
             let bias = bias.map(|biases| &biases.down[first_bias..first_bias + rows]);
             for token in (0..job.tokens).step_by(TILE) {
                 let slots = first + token..first + job.tokens.min(token + TILE);
-                let outs = slots.map(|slot| {
-                    let at = self.plan.tokens[slot] as usize * hidden + out_row;
-                    // SAFETY: tasks have rows of their own, and the part is not kept beyond this expression.
-                    let part = unsafe { out.part(at, rows) };
-                    (part.as_mut_ptr(), self.plan.weights[slot])
-                });
-                let tile = sums.tile(row / TILE, token / TILE);
+                let (tokens, weights) =
+                    (&self.plan.tokens[slots.clone()], &self.plan.weights[slots]);
+                let mut outs = [std::ptr::null_mut(); TILE];
+                for (place, token) in outs.iter_mut().zip(tokens) {
+                    let at = *token as usize * hidden + out_row;
+                    // SAFETY: tasks have rows of their own, and the part is not kept as a slice.
+                    *place = unsafe { out.part(at, rows) }.as_mut_ptr();
+                }
+                let (tile, outs) = (sums.tile(row / TILE, token / TILE), &outs[..tokens.len()]);
                 // SAFETY: each part has `rows` values, and the CPU supports the level, which has tiles.
-                unsafe { tiles::add_weighted(tile, rows, bias, outs) };
+                unsafe { tiles::add_weighted(tile, rows, bias, outs, weights) };
             }
         }
     }

@@ -5,8 +5,8 @@
 use std::arch::x86_64::*;
 
 use super::super::isa::TokenCodes;
-use super::super::unpack::six_bits;
-use super::{SCALE_LANES_16, Sums, TWICE};
+use super::super::unpack::{HalfScaled, Levels, six_bits};
+use super::{Avx512, SCALE_LANES_16, SCALE_LANES_32, Sums, TWICE};
 
 /// Which lane's scale each lane of a product takes: eight times one, eight times another.
 const fn two_lanes(first: i32, second: i32) -> [i32; 16] {
@@ -172,4 +172,95 @@ pub(super) unsafe fn q6_k<const TOKENS: usize>(
             sums[token] = Sums(even, odd);
         }
     }
+}
+
+/// Blocks of 32 columns in a step.
+const BLOCKS: usize = 8;
+
+/// Adds the products of up to eight blocks with each token to `sums`. Few blocks cost as little as they are: rows of
+/// experts often end with some.
+///
+/// # Safety
+/// As [`q4_k`].
+#[inline(always)]
+pub(super) unsafe fn half_scaled<U: HalfScaled, const TOKENS: usize>(
+    columns: &[u8],
+    tokens: &[TokenCodes; TOKENS],
+    sums: &mut [Sums; TOKENS],
+) {
+    let blocks = (columns.len() / U::BYTES).min(BLOCKS);
+    // SAFETY: by the caller's promise.
+    unsafe {
+        // The loops of a whole step have a length that the compiler knows.
+        match blocks {
+            BLOCKS => some_half_scaled::<U, TOKENS>(columns, BLOCKS, tokens, sums),
+            _ => some_half_scaled::<U, TOKENS>(columns, blocks, tokens, sums),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn some_half_scaled<U: HalfScaled, const TOKENS: usize>(
+    columns: &[u8],
+    blocks: usize,
+    tokens: &[TokenCodes; TOKENS],
+    sums: &mut [Sums; TOKENS],
+) {
+    // SAFETY: by the caller's promise; loads are of the tokens' 256 columns.
+    unsafe {
+        let d = halves_of::<U>(columns, blocks, 0);
+        let offsets = match U::LEVELS {
+            Levels::Symmetric(zero_point) => _mm256_mul_ps(d, _mm256_set1_ps(-zero_point)),
+            Levels::Affine => halves_of::<U>(columns, blocks, 2),
+        };
+        let mut scales = [_mm512_setzero_ps(); TOKENS];
+        for token in 0..TOKENS {
+            let x = tokens[token];
+            scales[token] = _mm512_zextps256_ps512(_mm256_mul_ps(d, _mm256_loadu_ps(x.scales)));
+            let parts = _mm256_mul_ps(offsets, _mm256_loadu_ps(x.sums));
+            let Sums(even, odd) = sums[token];
+            sums[token] = Sums(even, _mm512_add_ps(odd, _mm512_zextps256_ps512(parts)));
+        }
+        for pair in 0..blocks.div_ceil(2) {
+            let codes = codes_of::<U>(columns, 2 * pair);
+            let codes = match 2 * pair + 1 < blocks {
+                true => {
+                    let second = codes_of::<U>(columns, 2 * pair + 1);
+                    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(codes), second)
+                }
+                false => _mm512_zextsi256_si512(codes),
+            };
+            let lanes = lanes(&SCALE_LANES_32[pair]);
+            for token in 0..TOKENS {
+                let x = _mm512_loadu_si512(tokens[token].codes.add(pair * 64).cast());
+                let Sums(even, odd) = &mut sums[token];
+                let sum = if pair % 2 == 0 { even } else { odd };
+                *sum = add_dot(codes, x, scales[token], lanes, *sum);
+            }
+        }
+    }
+}
+
+/// The codes of block number `block`.
+#[inline(always)]
+unsafe fn codes_of<U: HalfScaled>(columns: &[u8], block: usize) -> __m256i {
+    let mut codes = [0; 32];
+    // SAFETY: by the promise of `half_scaled`'s caller; 32 codes are loaded.
+    unsafe {
+        U::quants::<Avx512>(&columns[block * U::BYTES..], &mut codes);
+        _mm256_loadu_si256(codes.as_ptr().cast())
+    }
+}
+
+/// The half-precision numbers at `at` of each block; zeros for those that are missing.
+#[inline(always)]
+unsafe fn halves_of<U: HalfScaled>(columns: &[u8], blocks: usize, at: usize) -> __m256 {
+    let mut halves = [0i16; BLOCKS];
+    for block in 0..blocks {
+        let half = &columns[block * U::BYTES + at..];
+        halves[block] = i16::from_le_bytes([half[0], half[1]]);
+    }
+    let [a, b, c, d, e, f, g, h] = halves;
+    // SAFETY: register operations of AVX-512 and F16C, which the caller has enabled.
+    unsafe { _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h)) }
 }

@@ -11,7 +11,7 @@ use super::dispatch::Span;
 use super::float::Widen;
 use super::isa::{CodePanel, Isa, STEP, Step, TokenCodes};
 use super::scratch::Scratch;
-use super::unpack::Unpack;
+use super::unpack::{HalfScaled, Unpack};
 use super::{PANEL_ROWS, float_kernels, int8_kernels};
 
 /// AVX-512 with VNNI.
@@ -284,6 +284,17 @@ impl Isa for Avx512 {
     ) -> bool {
         // SAFETY: see the impl.
         unsafe { direct::q6_k(block, tokens, sums) };
+        true
+    }
+
+    #[inline(always)]
+    unsafe fn dot_half_scaled<U: HalfScaled, const TOKENS: usize>(
+        columns: &[u8],
+        tokens: &[TokenCodes; TOKENS],
+        sums: &mut [Sums; TOKENS],
+    ) -> bool {
+        // SAFETY: see the impl.
+        unsafe { direct::half_scaled::<U, TOKENS>(columns, tokens, sums) };
         true
     }
 

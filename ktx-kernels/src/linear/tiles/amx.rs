@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use super::super::avx512::{Avx512, transpose_16x16};
 use super::super::isa::{STEP, Step};
 use super::super::unpack::{Unpack, six_bits};
-use super::{CHUNK_TILES, GROUP_ROWS, Panel, SumTile, TILE, TILE_COLS, Tile, TileJob};
+use super::{CHUNK_TILES, GROUP_ROWS, Panel, SumTile, TILE, TILE_COLS, Tile, TileJob, TilePair};
 
 /// Bytes from one row of a tile to the next.
 const TILE_STRIDE: usize = 64;
@@ -248,13 +248,8 @@ impl Unit {
 
     /// The tokens of a pair of tiles, from the unit's first column on. The last pair may lack its second tile.
     #[inline(always)]
-    fn tokens(self, job: &TileJob<'_>, pair: usize) -> (*const Tile, Option<*const Tile>) {
-        let tile = |tile| job.x.chunk(self.chunk, job.group + tile).as_ptr();
-        let second = 2 * pair + 1;
-        (
-            tile(2 * pair),
-            (second < job.token_tiles()).then(|| tile(second)),
-        )
+    fn tokens(self, job: &TileJob<'_>, pair: usize) -> TilePair {
+        job.pair(job.x, self.chunk, pair)
     }
 }
 
@@ -273,10 +268,7 @@ unsafe fn expand_row<U: Unpack>(
         return;
     }
     let columns = job.columns(job_row, unit.chunk * STEP);
-    let tiles = TileRow {
-        tiles: &mut panel.0[row / TILE],
-        row: row % TILE,
-    };
+    let tiles = TileRow::new(panel, row);
     // SAFETY: the caller has enabled the features.
     unsafe {
         order.prefetch_after(job, job_row, unit.chunk);
@@ -290,10 +282,19 @@ pub(crate) struct TileRow<'a> {
     row: usize,
 }
 
-impl TileRow<'_> {
+impl<'a> TileRow<'a> {
+    /// Row `row` of a panel.
+    #[inline(always)]
+    pub(super) fn new(panel: &'a mut Panel, row: usize) -> Self {
+        Self {
+            tiles: &mut panel.0[row / TILE],
+            row: row % TILE,
+        }
+    }
+
     /// Sets the row's 32 values in tile `block`.
     #[inline(always)]
-    unsafe fn set(&mut self, block: usize, values: __m512i) {
+    pub(super) unsafe fn set(&mut self, block: usize, values: __m512i) {
         let row = &mut self.tiles[block].0[self.row * TILE_COLS..][..TILE_COLS];
         // SAFETY: the caller has enabled AVX-512 F; a row of a tile is a register, and aligned as one.
         unsafe { _mm512_store_si512(row.as_mut_ptr().cast(), values) };
@@ -382,14 +383,14 @@ pub(crate) unsafe fn expand_q8_0(columns: &[u8], mut row: TileRow<'_>) {
 
 /// 32 numbers as BF16.
 #[inline(always)]
-unsafe fn pack_pair(low: __m512, high: __m512) -> __m512i {
+pub(super) unsafe fn pack_pair(low: __m512, high: __m512) -> __m512i {
     // SAFETY: the caller has enabled AVX-512 BF16; both types are 512 bits.
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
 /// Asks for some columns of a row, if there are such.
 #[inline(always)]
-unsafe fn prefetch(job: &TileJob<'_>, row: usize, chunk: usize) {
+pub(super) unsafe fn prefetch(job: &TileJob<'_>, row: usize, chunk: usize) {
     if row >= job.rows || chunk * STEP >= job.w.cols {
         return;
     }
@@ -466,7 +467,7 @@ unsafe fn to_bf16<U: Unpack>(step: &Step, block: usize) -> __m512i {
 const SECOND_TABLE: i64 = 0x0010_0010_0010_0010;
 
 #[inline(always)]
-unsafe fn load_sums(sums: *const SumTile, first: bool) {
+pub(super) unsafe fn load_sums(sums: *const SumTile, first: bool) {
     // SAFETY: four tiles of sums are valid and the tiles are configured, by the caller's promise.
     unsafe {
         if first {
@@ -494,7 +495,7 @@ unsafe fn load_sums(sums: *const SumTile, first: bool) {
 }
 
 #[inline(always)]
-unsafe fn store_sums(sums: *mut SumTile) {
+pub(super) unsafe fn store_sums(sums: *mut SumTile) {
     // SAFETY: four tiles of sums are valid and the tiles are configured, by the caller's promise.
     unsafe {
         asm!(
@@ -511,7 +512,7 @@ unsafe fn store_sums(sums: *mut SumTile) {
 
 /// Adds the products of 32 rows and 32 tokens over 32 columns to the sums in `tmm0` to `tmm3`.
 #[inline(always)]
-unsafe fn multiply_block(panel: &Panel, block: usize, tokens: [*const Tile; 2]) {
+pub(super) unsafe fn multiply_block(panel: &Panel, block: usize, tokens: [*const Tile; 2]) {
     let [upper, lower] = &panel.0;
     // SAFETY: the tiles are valid and configured, by the caller's promise. No other code uses the registers between
     // this and the next of these blocks.
@@ -537,7 +538,7 @@ unsafe fn multiply_block(panel: &Panel, block: usize, tokens: [*const Tile; 2]) 
 
 /// As [`multiply_block`], of 16 tokens: the sums in `tmm0` and `tmm2`.
 #[inline(always)]
-unsafe fn multiply_half_block(panel: &Panel, block: usize, tokens: *const Tile) {
+pub(super) unsafe fn multiply_half_block(panel: &Panel, block: usize, tokens: *const Tile) {
     let [upper, lower] = &panel.0;
     // SAFETY: as there.
     unsafe {
@@ -575,8 +576,8 @@ pub(super) unsafe fn pack(rows: &[&[f32]], col: usize, tile: *mut Tile) {
     // SAFETY: as above; a tile is 16 registers.
     unsafe {
         transpose_16x16(&mut pairs);
-        for (index, pair) in pairs.into_iter().enumerate() {
-            _mm512_store_si512(tile.cast::<__m512i>().add(index), pair);
+        for index in 0..TILE {
+            _mm512_store_si512(tile.cast::<__m512i>().add(index), pairs[index]);
         }
     }
 }
@@ -612,18 +613,19 @@ pub(super) unsafe fn add_weighted(
     sums: &[f32; TILE * TILE],
     rows: usize,
     bias: &[f32; TILE],
-    out: impl Iterator<Item = (*mut f32, f32)>,
+    out: &[*mut f32],
+    weights: &[f32],
 ) {
     // SAFETY: the features are enabled here; the mask selects rows that `out` has, by the caller's promise.
     unsafe {
         let columns = transposed(sums);
         let mask = ((1u32 << rows) - 1) as u16;
         let bias = _mm512_loadu_ps(bias.as_ptr());
-        for ((out, weight), column) in out.zip(columns) {
-            let value = _mm512_add_ps(_mm512_castsi512_ps(column), bias);
+        for token in 0..out.len().min(weights.len()).min(TILE) {
+            let (out, weight) = (out[token], _mm512_set1_ps(weights[token]));
+            let value = _mm512_add_ps(_mm512_castsi512_ps(columns[token]), bias);
             let sum = _mm512_maskz_loadu_ps(mask, out);
-            let sum = _mm512_fmadd_ps(_mm512_set1_ps(weight), value, sum);
-            _mm512_mask_storeu_ps(out, mask, sum);
+            _mm512_mask_storeu_ps(out, mask, _mm512_fmadd_ps(weight, value, sum));
         }
     }
 }
@@ -654,8 +656,9 @@ pub(super) unsafe fn store(
     unsafe {
         let columns = transposed(sums);
         let mask = ((1u32 << rows) - 1) as u16;
-        for (token, column) in columns.into_iter().take(tokens).enumerate() {
-            _mm512_mask_storeu_ps(out.add(token * stride), mask, _mm512_castsi512_ps(column));
+        for token in 0..tokens.min(TILE) {
+            let column = _mm512_castsi512_ps(columns[token]);
+            _mm512_mask_storeu_ps(out.add(token * stride), mask, column);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Types with one scale for 32 elements, and the ternary types.
 
-use super::super::isa::{Isa, Step};
+use super::super::isa::{Isa, Step, TokenCodes};
 #[cfg(target_arch = "x86_64")]
 use super::super::tiles::amx::{self, TileRow};
 use super::code_book::IQ4_LEVELS;
@@ -8,14 +8,26 @@ use super::{Unpack, bytes, half_at, part_mut, u16_at, u32_at, unpack_blocks};
 
 /// How codes become weights.
 #[derive(Clone, Copy)]
-enum Levels {
+pub(crate) enum Levels {
     /// `d * (code - zero_point)`; `d` is the block's first half-precision number.
     Symmetric(f32),
     /// `d * code + m`; `d` and `m` are the first two.
     Affine,
 }
 
-/// A type of 32 elements with half-precision scales; eight blocks' scales are converted at once.
+/// A type of 32 elements with half-precision scales.
+pub(crate) trait HalfScaled: Unpack {
+    /// How codes become weights.
+    const LEVELS: Levels;
+
+    /// The codes of a block.
+    ///
+    /// # Safety
+    /// The CPU supports `K`.
+    unsafe fn quants<K: Isa>(block: &[u8], codes: &mut [u8; 32]);
+}
+
+/// Implements [`HalfScaled`], and the rest with it; eight blocks' scales are converted at once.
 macro_rules! half_scaled_type {
     ($(#[$doc:meta])* $name:ident, bytes $len:literal, codes $count:literal $(, expand $expand:path)?; $levels:expr,
      |$isa:ident, $block:ident, $codes:ident| $body:block) => {
@@ -23,11 +35,14 @@ macro_rules! half_scaled_type {
         #[allow(non_camel_case_types, reason = "the names of the format")]
         pub(crate) struct $name;
 
-        impl $name {
-            /// # Safety
-            /// The CPU supports the instruction set.
+        impl HalfScaled for $name {
+            const LEVELS: Levels = $levels;
+
             #[inline(always)]
-            unsafe fn quants<$isa: Isa>($block: &[u8; $len], $codes: &mut [u8; 32]) $body
+            unsafe fn quants<$isa: Isa>(block: &[u8], $codes: &mut [u8; 32]) {
+                let $block: &[u8; $len] = bytes(block, 0);
+                $body
+            }
         }
 
         impl Unpack for $name {
@@ -45,9 +60,9 @@ macro_rules! half_scaled_type {
                 offsets: &mut [f32],
             ) {
                 // SAFETY: the CPU supports `K`, by the caller's promise.
-                unsafe { Self::quants::<K>(bytes(block, 0), part_mut(codes, 0)) };
+                unsafe { Self::quants::<K>(block, part_mut(codes, 0)) };
                 let d = half_at(block, 0);
-                (scales[0], offsets[0]) = match $levels {
+                (scales[0], offsets[0]) = match Self::LEVELS {
                     Levels::Symmetric(zero_point) => symmetric(d, zero_point),
                     Levels::Affine => (d, half_at(block, 2)),
                 };
@@ -63,7 +78,7 @@ macro_rules! half_scaled_type {
                 // SAFETY: the CPU supports `K`, by the caller's promise.
                 unsafe {
                     K::widen_halves(halves::<$len>(columns, 0), scales);
-                    match $levels {
+                    match Self::LEVELS {
                         Levels::Symmetric(zero_point) => {
                             for index in 0..8 {
                                 offsets[index] = -zero_point * scales[index];
@@ -73,9 +88,19 @@ macro_rules! half_scaled_type {
                     }
                     for index in 0..8 {
                         let codes = part_mut(&mut step.codes, index * 32);
-                        Self::quants::<K>(bytes(columns, index * $len), codes);
+                        Self::quants::<K>(&columns[index * $len..], codes);
                     }
                 }
+            }
+
+            #[inline(always)]
+            unsafe fn dot_direct<K: Isa, const TOKENS: usize>(
+                columns: &[u8],
+                tokens: &[TokenCodes; TOKENS],
+                sums: &mut [K::Sum; TOKENS],
+            ) -> bool {
+                // SAFETY: by the caller's promise.
+                unsafe { K::dot_half_scaled::<Self, TOKENS>(columns, tokens, sums) }
             }
 
             $(#[cfg(target_arch = "x86_64")]

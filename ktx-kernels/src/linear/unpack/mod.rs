@@ -13,7 +13,9 @@ pub(crate) use code_book::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS,
 #[cfg(target_arch = "x86_64")]
 pub(crate) use k_quants::six_bits;
 pub(crate) use k_quants::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K};
-pub(crate) use legacy::{IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0};
+pub(crate) use legacy::{
+    HalfScaled, IQ4_NL, Levels, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0,
+};
 
 use super::isa::{Isa, Step, TokenCodes};
 #[cfg(target_arch = "x86_64")]
